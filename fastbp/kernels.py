@@ -1,0 +1,658 @@
+"""Back-propagation in compiled loops, in the order in which it runs.
+
+Dimensions
+    n  rows of the data set          I  inputs of a layer        V  lanes: elements of one vector
+    B  rows of a batch               O  outputs of a layer       S  samples of a panel: V or 2 V
+    P  parameters                    F  I + O + 1 of the network, a row of data: x, y and its weight
+
+A *panel* holds S samples, feature-major: `panel[feature * S + sample]`, so that one vector is one feature of V samples
+and a sum over features never crosses lanes. A *block* is a few panels, one after the other, that are walked together
+layer by layer. The last panel of a batch may be padded: its spare samples have weight 0.
+
+Parameters are flat: for each layer W (I, O) in C order, then b (O,) if there are biases. Everything is handed in and
+written in place; nothing is allocated and nothing is raised. `workspace.py` says what a plan and a memory hold; inside
+the kernels their arrays are bare pointers, because an array would be counted as used at every call (5 ns each).
+"""
+
+import numpy as np
+
+from fastbp.choices import (
+    ADAM,
+    BINARY_CROSS_ENTROPY,
+    CROSS_ENTROPY,
+    LEAK,
+    LEAKY_RELU,
+    MOMENTUM_SGD,
+    PLAIN_SGD,
+    RELU,
+    SIGMOID,
+    SOFTMAX,
+    TANH,
+    TINY_FLOAT32,
+    TINY_FLOAT64,
+)
+from fastbp.jit import entry, inlined, kernel
+from fastbp.simd import (
+    GRADIENT_COLUMNS,
+    GRADIENT_ROWS,
+    PAIRED,
+    PRODUCT_ROWS,
+    absolute,
+    add_lane_sums,
+    add_outer,
+    add_pairs,
+    at,
+    exp,
+    fill,
+    flush,
+    lane_sum,
+    lanes_of,
+    load,
+    log,
+    log1p,
+    multiply_add,
+    sigmoid,
+    store,
+    tanh,
+    where_less,
+    zeros,
+)
+from fastbp.workspace import Memory, Plan
+
+GRADIENT_TILE = GRADIENT_ROWS * GRADIENT_COLUMNS
+FINISHED, DIVERGED = range(2)
+
+
+# --- matrix product -------------------------------------------------------------------------------------------------
+
+
+@kernel
+def product_tile(rows, vectors, w, row_stride, column_stride, n, bias, x, S, out):
+    """`product` for a few rows and one or two vectors, whose sums stay in registers;  writes out (rows, vectors V)."""
+    sums = fill(rows, vectors, bias)
+    for k in range(n):
+        sums = add_outer(sums, at(w, k * column_stride), row_stride, at(x, k * S))
+    store(out, S, sums)
+
+
+@kernel
+def product_rows(rows, w, row_stride, column_stride, n, bias, x, S, out):
+    """`product` for a few rows;  writes out (rows, S)."""
+    V = lanes_of(x)
+    if PAIRED and S == 2 * V:
+        product_tile(rows, 2, w, row_stride, column_stride, n, bias, x, S, out)
+    else:
+        for v in range(0, S, V):
+            product_tile(rows, 1, w, row_stride, column_stride, n, bias, at(x, v), S, at(out, v))
+
+
+@kernel
+def product(w, row_stride, column_stride, rows, n, bias, x, S, out):
+    """out[r, :] = bias[r] + sum_k w[r, k] x[k, :], each sum in the order of k.
+
+    w (rows, n) with these strides, bias (rows,), x (n, S);  writes out (rows, S).
+    """
+    r = 0
+    while r < rows:
+        # If at least half a tile of rows is left over, they share a tile with rows already done: to compute those
+        # again is faster than to go row by row, where each addition waits for the last.
+        if r + PRODUCT_ROWS > rows >= PRODUCT_ROWS and rows - r >= PRODUCT_ROWS // 2:
+            r = rows - PRODUCT_ROWS
+        w_r, bias_r, out_r = at(w, r * row_stride), at(bias, r), at(out, r * S)
+        if r + PRODUCT_ROWS <= rows:
+            product_rows(PRODUCT_ROWS, w_r, row_stride, column_stride, n, bias_r, x, S, out_r)
+            r += PRODUCT_ROWS
+        else:
+            product_rows(1, w_r, row_stride, column_stride, n, bias_r, x, S, out_r)
+            r += 1
+
+
+# --- activations ----------------------------------------------------------------------------------------------------
+
+
+@kernel
+def activation(kind, z):
+    """a = f(z), lane by lane. NaN passes through."""
+    if kind == SIGMOID:
+        return sigmoid(z)
+    if kind == TANH:
+        return tanh(z)
+    if kind == RELU:
+        return where_less(z, 0.0, 0.0, z)
+    if kind == LEAKY_RELU:
+        return where_less(z, 0.0, LEAK * z, z)
+    return z
+
+
+@kernel
+def times_slope(kind, delta, a):
+    """delta * f'(z), lane by lane, the slope written with a = f(z)."""
+    if kind == SIGMOID:  # a = 1 / (1 + exp(-z))
+        return delta * (a * (1.0 - a))
+    if kind == TANH:  # a = tanh(z)
+        return delta * (1.0 - a * a)
+    if kind == RELU:  # a = max(z, 0); 0 a is NaN where a is
+        return where_less(0.0, a, delta, 0.0 * a)
+    if kind == LEAKY_RELU:  # a = z if z > 0 else LEAK z
+        return where_less(0.0, a, delta, LEAK * delta)
+    return delta
+
+
+@kernel
+def tiny_of(pointer):
+    """Size below which a delta or a momentum counts as 0, for the pointer's type."""
+    return TINY_FLOAT32 if lanes_of(pointer) == 16 else TINY_FLOAT64
+
+
+@kernel
+def activate(kind, a, n):
+    """a = f(z) for n elements, whole vectors;  writes a, which holds z."""
+    # The branch inside the loop is the same each time: a cycle a vector, where a sigmoid takes twenty.
+    for q in range(0, n, lanes_of(a)):
+        store(at(a, q), 0, activation(kind, load(1, 1, at(a, q), 0)))
+
+
+@kernel
+def slope(kind, delta, a, n):
+    """delta *= f'(z) for n elements, whole vectors, flushed;  writes delta."""
+    for q in range(0, n, lanes_of(a)):
+        product = times_slope(kind, load(1, 1, at(delta, q), 0), load(1, 1, at(a, q), 0))
+        store(at(delta, q), 0, flush(product, tiny_of(a)))
+
+
+# --- losses: prediction, delta and loss of a panel ------------------------------------------------------------------
+
+
+@kernel
+def squared_error(kind, a, y, weight, O, S, delta, totals):
+    """loss = 1/2 sum_o (p_o - y_o)^2, delta_o = (p_o - y_o) f'(z_o), p = f(z).
+
+    a (O, S) holds z, y (O, S), weight (S,);  writes p into a, delta (O, S), adds loss and |p - y| to totals.
+    """
+    V = lanes_of(a)
+    loss, error = zeros(1, 1, a), zeros(1, 1, a)
+    for v in range(0, S, V):
+        share = load(1, 1, at(weight, v), 0)
+        for q in range(v, O * S, S):
+            p = activation(kind, load(1, 1, at(a, q), 0))
+            difference = p - load(1, 1, at(y, q), 0)
+            weighted = difference * share
+            loss = multiply_add(weighted, difference, loss)
+            error = error + absolute(weighted)
+            store(at(a, q), 0, p)
+            store(at(delta, q), 0, flush(times_slope(kind, weighted, p), tiny_of(a)))
+    totals[0] += 0.5 * lane_sum(loss)
+    totals[1] += lane_sum(error)
+
+
+@kernel
+def binary_cross_entropy(a, y, weight, O, S, delta, totals):
+    """loss = sum_o max(z, 0) - z y + log(1 + exp(-|z|)), delta_o = p_o - y_o, p = sigmoid(z).
+
+    a (O, S) holds z, y (O, S), weight (S,);  writes p into a, delta (O, S), adds loss and |p - y| to totals.
+    """
+    V = lanes_of(a)
+    loss, error = zeros(1, 1, a), zeros(1, 1, a)
+    for v in range(0, S, V):
+        share = load(1, 1, at(weight, v), 0)
+        for q in range(v, O * S, S):
+            z, target = load(1, 1, at(a, q), 0), load(1, 1, at(y, q), 0)
+            p = sigmoid(z)
+            # log p and log(1 - p) would lose all digits where p nears 0 or 1
+            sample = where_less(z, 0.0, 0.0, z) - z * target + log1p(exp(0.0 - absolute(z)))
+            weighted = (p - target) * share
+            loss = multiply_add(sample, share, loss)
+            error = error + absolute(weighted)
+            store(at(a, q), 0, p)
+            store(at(delta, q), 0, flush(weighted, tiny_of(a)))
+    totals[0] += lane_sum(loss)
+    totals[1] += lane_sum(error)
+
+
+@kernel
+def highest(z, O, S):
+    """max_o z_o for V samples;  returns one vector."""
+    top = load(1, 1, z, 0)
+    for q in range(S, O * S, S):
+        next_z = load(1, 1, at(z, q), 0)
+        top = where_less(top, next_z, next_z, top)
+    return top
+
+
+@kernel
+def softmax(top, z, O, S):
+    """p_o = exp(z_o - top) / sum_o exp(z_o - top) for V samples;  writes p into z, returns the sum."""
+    total = zeros(1, 1, z)
+    for q in range(0, O * S, S):
+        power = exp(load(1, 1, at(z, q), 0) - top)
+        total = total + power
+        store(at(z, q), 0, power)
+    for q in range(0, O * S, S):
+        store(at(z, q), 0, load(1, 1, at(z, q), 0) / total)
+    return total
+
+
+@kernel
+def cross_entropy(a, y, weight, O, S, delta, totals):
+    """loss = sum_o y_o (log sum_k exp(z_k) - z_o), delta_o = p_o - y_o, p = softmax(z); the y of a sample sum to 1.
+
+    a (O, S) holds z, y (O, S), weight (S,);  writes p into a, delta (O, S), adds loss and |p - y| to totals.
+    """
+    V = lanes_of(a)
+    loss, error = zeros(1, 1, a), zeros(1, 1, a)
+    for v in range(0, S, V):
+        share = load(1, 1, at(weight, v), 0)
+        top = highest(at(a, v), O, S)
+        below = zeros(1, 1, a)  # sum_o y_o (top - z_o): differences of logits, so that nothing large cancels
+        for q in range(v, O * S, S):
+            below = multiply_add(load(1, 1, at(y, q), 0), top - load(1, 1, at(a, q), 0), below)
+        total = softmax(top, at(a, v), O, S)
+        loss = multiply_add(below + log(total), share, loss)
+        for q in range(v, O * S, S):
+            weighted = (load(1, 1, at(a, q), 0) - load(1, 1, at(y, q), 0)) * share
+            error = error + absolute(weighted)
+            store(at(delta, q), 0, flush(weighted, tiny_of(a)))
+    totals[0] += lane_sum(loss)
+    totals[1] += lane_sum(error)
+
+
+@kernel
+def output(loss, kind, a, y, weight, O, S, delta, totals):
+    """Prediction, delta and loss of a panel from the logits in a (O, S);  writes as the three above."""
+    if loss == CROSS_ENTROPY:
+        cross_entropy(a, y, weight, O, S, delta, totals)
+    elif loss == BINARY_CROSS_ENTROPY:
+        binary_cross_entropy(a, y, weight, O, S, delta, totals)
+    else:
+        squared_error(kind, a, y, weight, O, S, delta, totals)
+
+
+# --- gradients ------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def gradient_tile(rows, columns, tiles, a, a_stride, delta, O, panels, S, gradient):
+    """`weight_gradient` for a few inputs and outputs (tiles = rows columns), whose sums stay in registers."""
+    sums = zeros(tiles, 1, a)
+    for p in range(panels):
+        a_p, delta_p = at(a, p * a_stride * S), at(delta, p * O * S)
+        for v in range(0, S, lanes_of(a)):
+            sums = add_pairs(sums, load(rows, 1, at(a_p, v), S), load(columns, 1, at(delta_p, v), S))
+    add_lane_sums(sums, columns, gradient, O)
+
+
+@kernel
+def weight_gradient(a, a_stride, I, delta, O, panels, S, gradient):
+    """gradient[i, o] += sum_s a[i, s] delta[o, s], over all samples of a block.
+
+    a (panels, a_stride, S) of which I features are used, delta (panels, O, S);  adds to gradient (I, O).
+    """
+    # forward: z[o, s] = b[o] + sum_i w[i, o] a[i, s], so dz[o, s] / dw[i, o] = a[i, s]
+    o = 0
+    while o < O:
+        i, wide = 0, o + GRADIENT_COLUMNS <= O
+        delta_o = at(delta, o * S)
+        while i < I:
+            tall = i + GRADIENT_ROWS <= I
+            a_i, g = at(a, i * S), at(gradient, i * O + o)
+            if tall and wide:
+                gradient_tile(GRADIENT_ROWS, GRADIENT_COLUMNS, GRADIENT_TILE, a_i, a_stride, delta_o, O, panels, S, g)
+            elif tall:
+                gradient_tile(GRADIENT_ROWS, 1, GRADIENT_ROWS, a_i, a_stride, delta_o, O, panels, S, g)
+            elif wide:
+                gradient_tile(1, GRADIENT_COLUMNS, GRADIENT_COLUMNS, a_i, a_stride, delta_o, O, panels, S, g)
+            else:
+                gradient_tile(1, 1, 1, a_i, a_stride, delta_o, O, panels, S, g)
+            i += GRADIENT_ROWS if tall else 1
+        o += GRADIENT_COLUMNS if wide else 1
+
+
+@kernel
+def bias_gradient(delta, O, panels, S, gradient):
+    """gradient[o] += sum_s delta[o, s], over all samples of a block.
+
+    delta (panels, O, S);  adds to gradient (O,).
+    """
+    for o in range(O):
+        total = zeros(1, 1, delta)
+        for p in range(panels):
+            for v in range(0, S, lanes_of(delta)):
+                total = total + load(1, 1, at(delta, (p * O + o) * S + v), 0)
+        add_lane_sums(total, 1, at(gradient, o), 1)
+
+
+# --- forward and backward -------------------------------------------------------------------------------------------
+
+
+@kernel
+def top_layer(plan):
+    """Where the last layer begins in activations and deltas."""
+    top = 0
+    for l in range(plan.layers - 1):
+        top += plan.block * plan.sizes[l + 1] * plan.width
+    return top
+
+
+@kernel
+def forward(plan, memory, x, F, panels):
+    """a_l = f_l(W_l^T a_{l-1} + b_l) for every layer of a block; the last layer is left as logits.
+
+    x (panels, F, S);  writes activations, layer after layer, each (panels, O, S).
+    """
+    layers, S = plan.layers, plan.width
+    a, a_stride = x, F
+    w, top = 0, 0
+    unit = np.int64(1)  # a literal would compile `product` once more
+    for l in range(layers):
+        I, O = plan.sizes[l], plan.sizes[l + 1]
+        weights, out = at(memory.params, w), at(memory.activations, top)
+        bias = at(memory.params, w + I * O) if plan.biases else memory.none
+        for p in range(panels):
+            z = at(out, p * O * S)
+            # z[o, s] = b[o] + sum_i w[i, o] a[i, s]
+            product(weights, unit, O, O, I, bias, at(a, p * a_stride * S), S, z)
+            if l + 1 < layers:
+                activate(plan.kinds[l], z, O * S)
+        a, a_stride = out, O
+        w += I * O + (O if plan.biases else 0)
+        top += plan.block * O * S
+
+
+@kernel
+def backward(plan, memory, x, F, panels):
+    """Gradients of every layer of a block, given the deltas of the last;  writes deltas, adds to gradient.
+
+    x (panels, F, S), activations and deltas as `forward` lays them out.
+    """
+    layers, S = plan.layers, plan.width
+    w, top = plan.parameters, top_layer(plan)
+    unit = np.int64(1)
+    for l in range(layers - 1, -1, -1):
+        I, O = plan.sizes[l], plan.sizes[l + 1]
+        delta = at(memory.deltas, top)
+        w -= I * O + (O if plan.biases else 0)
+        if plan.biases:
+            bias_gradient(delta, O, panels, S, at(memory.gradient, w + I * O))
+        if l == 0:
+            weight_gradient(x, F, I, delta, O, panels, S, at(memory.gradient, w))
+        else:
+            top -= plan.block * I * S
+            a, below = at(memory.activations, top), at(memory.deltas, top)
+            weight_gradient(a, I, I, delta, O, panels, S, at(memory.gradient, w))
+            for p in range(panels):
+                # delta_below[i, s] = f'(z[i, s]) sum_o w[i, o] delta[o, s]
+                delta_p, below_p = at(delta, p * O * S), at(below, p * I * S)
+                product(at(memory.params, w), O, unit, I, O, memory.none, delta_p, S, below_p)
+                slope(plan.kinds[l - 1], below_p, at(a, p * I * S), I * S)
+
+
+# --- optimisers -----------------------------------------------------------------------------------------------------
+
+
+@kernel
+def plain_sgd(P, w, g, scale, rate):
+    """w -= rate g, g scaled;  writes w, and zeros into g. All (P,)."""
+    for q in range(P):
+        w[q] -= rate * (scale * g[q])
+        g[q] = 0
+
+
+@kernel
+def momentum_sgd(P, w, g, velocity, scale, rate, momentum, nesterov, tiny):
+    """velocity = momentum velocity + g; w -= rate velocity, or rate (g + momentum velocity) with Nesterov.
+
+    Sutskever et al. 2013, equations 1 to 4.  Writes w, velocity, and zeros into g. All (P,).
+    """
+    for q in range(P):
+        g_q = scale * g[q]
+        v_q = momentum * velocity[q] + g_q
+        if abs(v_q) < tiny:
+            v_q = v_q * 0
+        velocity[q] = v_q
+        w[q] -= rate * (g_q + momentum * v_q if nesterov else v_q)
+        g[q] = 0
+
+
+@kernel
+def adam(P, w, g, first, second, scale, rate, beta1, beta2, epsilon, correction1, correction2, tiny):
+    """w -= rate (first / correction1) / (sqrt(second / correction2) + epsilon), correction = 1 - beta^t.
+
+    first = beta1 first + (1 - beta1) g and second = beta2 second + (1 - beta2) g^2: Kingma and Ba 2015, algorithm 1.
+    Writes w, first, second, and zeros into g. All (P,).
+    """
+    one = epsilon / epsilon
+    for q in range(P):
+        g_q = scale * g[q]
+        m_q = beta1 * first[q] + (one - beta1) * g_q
+        v_q = beta2 * second[q] + (one - beta2) * (g_q * g_q)
+        if abs(m_q) < tiny:
+            m_q = m_q * 0
+        if v_q < tiny:
+            v_q = v_q * 0
+        first[q] = m_q
+        second[q] = v_q
+        w[q] -= rate * (m_q / correction1) / (np.sqrt(v_q / correction2) + epsilon)
+        g[q] = 0
+
+
+@kernel
+def step(plan, memory, scale):
+    """Update the weights with the gradient of a batch, times scale;  writes params, gradient, momenta and totals."""
+    P, w, g, settings = plan.parameters, memory.params, memory.gradient, plan.settings
+    cast = memory.scalars  # float64 numbers stored here and read back have the working precision
+    cast[0], cast[1] = scale, tiny_of(w)
+    if plan.optimizer == PLAIN_SGD:
+        plain_sgd(P, w, g, cast[0], settings[0])
+    elif plan.optimizer == MOMENTUM_SGD:
+        momentum_sgd(P, w, g, memory.first, cast[0], settings[0], settings[1], settings[2] != 0, cast[1])
+    elif plan.optimizer == ADAM:
+        memory.totals[2] *= settings[1]  # beta1^t
+        memory.totals[3] *= settings[2]  # beta2^t
+        cast[2], cast[3] = 1 - memory.totals[2], 1 - memory.totals[3]
+        adam(
+            P, w, g, memory.first, memory.second, cast[0], settings[0], settings[1], settings[2], settings[3],
+            cast[2], cast[3], cast[1],
+        )  # fmt: skip
+
+
+# --- one vector of samples ------------------------------------------------------------------------------------------
+
+
+@inlined
+def tiny_batch(plan, memory, x, scale):
+    """Forward, backward and update of a batch that is one vector of samples of a small network, such as XOR.
+
+    Here loops cost more than arithmetic, and each sum is used where it is still in a register: gradients written as
+    scalars and read back as vectors would wait for the store (2.3 times as long).
+    x (F, S), S = V;  writes activations, deltas, totals and params, or for optimisers with momenta the gradient.
+    """
+    layers, S = plan.layers, plan.width
+    params, gradient = memory.params, memory.gradient
+    memory.scalars[0] = scale
+    rate = memory.scalars[0] * plan.settings[0]
+    fused = plan.optimizer == PLAIN_SGD
+    a, w, top = x, 0, 0
+    for l in range(layers):
+        I, O = plan.sizes[l], plan.sizes[l + 1]
+        out = at(memory.activations, top)
+        for o in range(O):
+            # z[o, s] = b[o] + sum_i w[i, o] a[i, s]
+            z = fill(1, 1, at(params, w + I * O + o) if plan.biases else memory.none)
+            for i in range(I):
+                z = add_outer(z, at(params, w + i * O + o), 0, at(a, i * S))
+            store(at(out, o * S), 0, activation(plan.kinds[l], z) if l + 1 < layers else z)
+        a = out
+        w += I * O + (O if plan.biases else 0)
+        top += O * S
+
+    O = plan.sizes[layers]
+    top -= O * S
+    y, delta = at(x, plan.sizes[0] * S), at(memory.deltas, top)
+    output(plan.loss, plan.kinds[layers - 1], a, y, at(y, O * S), O, S, delta, memory.totals)
+
+    for l in range(layers - 1, -1, -1):
+        I, O = plan.sizes[l], plan.sizes[l + 1]
+        w -= I * O + (O if plan.biases else 0)
+        a, below = x, delta
+        if l > 0:
+            top -= I * S
+            a, below = at(memory.activations, top), at(memory.deltas, top)
+            for i in range(I):
+                # delta_below[i, s] = f'(z[i, s]) sum_o w[i, o] delta[o, s], with w from before its update
+                sums = zeros(1, 1, a)
+                for o in range(O):
+                    sums = add_outer(sums, at(params, w + i * O + o), 0, at(delta, o * S))
+                sums = times_slope(plan.kinds[l - 1], sums, load(1, 1, at(a, i * S), 0))
+                store(at(below, i * S), 0, flush(sums, tiny_of(a)))
+        for o in range(O):
+            delta_o = load(1, 1, at(delta, o * S), 0)
+            for i in range(I):
+                # gradient[i, o] = sum_s a[i, s] delta[o, s]
+                total = lane_sum(load(1, 1, at(a, i * S), 0) * delta_o)
+                if fused:
+                    params[w + i * O + o] -= rate * total
+                else:
+                    gradient[w + i * O + o] = total
+            if plan.biases:
+                # gradient[o] = sum_s delta[o, s]
+                if fused:
+                    params[w + I * O + o] -= rate * lane_sum(delta_o)
+                else:
+                    gradient[w + I * O + o] = lane_sum(delta_o)
+        delta = below
+    if not fused:
+        step(plan, memory, scale)
+
+
+# --- the loop -------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def gather(data, order, count, F, S, panels, out):
+    """out[p, f, s] = data[order[p S + s], f], samples from `count` on zero, weight and all.
+
+    data (n, F), order (n,);  writes out (panels, F, S).
+    """
+    for s in range(panels * S):
+        panel = at(out, s // S * F * S + s % S)
+        if s < count:
+            row = at(data, order[s] * F)
+            for f in range(F):
+                panel[f * S] = row[f]
+        else:
+            for f in range(F):
+                panel[f * S] = 0
+
+
+@kernel
+def finite(P, w):
+    """Whether all numbers of w (P,) are finite."""
+    total = w[0] * 0
+    for q in range(P):
+        total += w[q] * 0
+    return total == 0
+
+
+@kernel
+def bare_plan(plan):
+    """The plan with pointers in place of arrays."""
+    return Plan(
+        at(plan.sizes, 0), at(plan.kinds, 0), plan.layers, plan.parameters, plan.loss, plan.biases, plan.optimizer,
+        at(plan.settings, 0), plan.batch_size, plan.mean, plan.rows, plan.width, plan.block, plan.tiny,
+    )  # fmt: skip
+
+
+@kernel
+def bare_memory(memory):
+    """The memory with pointers in place of arrays."""
+    return Memory(
+        at(memory.params, 0), at(memory.gradient, 0), at(memory.first, 0), at(memory.second, 0), at(memory.none, 0),
+        at(memory.scalars, 0), at(memory.data, 0), at(memory.activations, 0), at(memory.deltas, 0),
+        at(memory.position, 0), at(memory.totals, 0), at(memory.loss, 0), at(memory.error, 0),
+    )  # fmt: skip
+
+
+@kernel
+def output_layer(plan, memory, x, F, panels):
+    """Predictions, deltas and loss of a block;  writes activations and deltas of the last layer, adds to totals."""
+    S, I, O = plan.width, plan.sizes[0], plan.sizes[plan.layers]
+    top = top_layer(plan)
+    for p in range(panels):
+        y = at(x, (p * F + I) * S)
+        a, delta = at(memory.activations, top + p * O * S), at(memory.deltas, top + p * O * S)
+        output(plan.loss, plan.kinds[plan.layers - 1], a, y, at(y, O * S), O, S, delta, memory.totals)
+
+
+@entry
+def run(plan, memory, data, order, blocks):
+    """Train for this many blocks, from memory.position on;  returns FINISHED, or DIVERGED at the end of an epoch.
+
+    data: the rows (n, F) to be gathered in the order of order (epochs, n), whose first row is the epoch that
+    memory.position is in; or, with an empty order, all panels laid out batch after batch.
+    """
+    plan, memory, shuffled = bare_plan(plan), bare_memory(memory), order.size > 0
+    n, S, I, O = plan.rows, plan.width, plan.sizes[0], plan.sizes[plan.layers]
+    F = I + O + 1
+    epoch, row, panel = memory.position[0], memory.position[1], memory.position[2]
+    first_epoch = epoch
+    status = FINISHED
+    for _ in range(blocks):
+        batch = row // plan.batch_size * plan.batch_size  # its first row
+        batch_rows = min(plan.batch_size, n - batch)
+        count = min(batch + batch_rows - row, plan.block * S)
+        panels = (count + S - 1) // S
+        scale = 1.0 / batch_rows if plan.mean else 1.0
+        x = at(data, panel * F * S)
+        if shuffled:
+            x = memory.data
+            gather(at(data, 0), at(order, (epoch - first_epoch) * n + row), count, F, S, panels, x)
+        row += count
+        panel += panels
+        if plan.tiny:
+            tiny_batch(plan, memory, x, scale)
+        else:
+            forward(plan, memory, x, F, panels)
+            output_layer(plan, memory, x, F, panels)
+            backward(plan, memory, x, F, panels)
+            if row == batch + batch_rows:
+                step(plan, memory, scale)
+        if row == n:
+            loss, error = memory.totals[0], memory.totals[1]
+            memory.loss[epoch], memory.error[epoch] = loss / n, error / (n * O)
+            memory.totals[0], memory.totals[1] = 0, 0
+            epoch += 1
+            row, panel = 0, 0
+            if not (loss * 0 == 0 and finite(plan.parameters, memory.params)):
+                status = DIVERGED
+                break
+    memory.position[0], memory.position[1], memory.position[2] = epoch, row, panel
+    return status
+
+
+@entry
+def predict(plan, memory, data, order, predictions):
+    """Predictions for all rows, a block at a time.
+
+    data (n, I) flat, order (n,);  writes predictions (n, O).
+    """
+    plan, memory = bare_plan(plan), bare_memory(memory)
+    n, S, I, O = plan.rows, plan.width, plan.sizes[0], plan.sizes[plan.layers]
+    kind, top = plan.kinds[plan.layers - 1], top_layer(plan)
+    x = memory.data
+    for first in range(0, n, plan.block * S):
+        count = min(n - first, plan.block * S)
+        panels = (count + S - 1) // S
+        gather(at(data, 0), at(order, first), count, I, S, panels, x)
+        forward(plan, memory, x, I, panels)
+        for p in range(panels):
+            a = at(memory.activations, top + p * O * S)
+            if kind == SOFTMAX:
+                for v in range(0, S, lanes_of(a)):
+                    softmax(highest(at(a, v), O, S), at(a, v), O, S)
+            else:
+                activate(kind, a, O * S)
+            out = at(predictions, (first + p * S) * O)
+            for s in range(min(S, count - p * S)):
+                for o in range(O):
+                    out[s * O + o] = a[o * S + s]
+    return FINISHED

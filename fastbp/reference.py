@@ -1,0 +1,254 @@
+"""The twin of the kernels in NumPy: the same names, written as algebra on whole matrices.
+
+Rows are samples: x is (B, I), a layer's output (B, O). `run` and `predict` take and write what the kernels' do, except
+that data is always the rows themselves. It is what the kernels are tested against and what runs for backend="numpy".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastbp.choices import (
+    ADAM,
+    BINARY_CROSS_ENTROPY,
+    CROSS_ENTROPY,
+    LEAK,
+    LEAKY_RELU,
+    MOMENTUM_SGD,
+    PLAIN_SGD,
+    RELU,
+    SIGMOID,
+    SOFTMAX,
+    TANH,
+    TINY_FLOAT32,
+    TINY_FLOAT64,
+)
+
+Array = NDArray[Any]
+FINISHED, DIVERGED = range(2)
+
+
+# --- matrix product -------------------------------------------------------------------------------------------------
+
+
+def product(w: Array, x: Array, bias: Array | float = 0) -> Array:
+    """X w + bias."""
+    return x @ w + bias
+
+
+# --- activations ----------------------------------------------------------------------------------------------------
+
+
+def activation(kind: int, z: Array) -> Array:
+    """a = f(z)."""
+    if kind == SIGMOID:
+        e = np.exp(np.where(z < 0, z, -z))
+        return np.where(z < 0, e, 1) / (1 + e)
+    if kind == TANH:
+        return np.tanh(z)
+    if kind == RELU:
+        return np.where(z < 0, z.dtype.type(0), z)
+    if kind == LEAKY_RELU:
+        return np.where(z < 0, LEAK * z, z)
+    return z
+
+
+def times_slope(kind: int, delta: Array, a: Array) -> Array:
+    """delta * f'(z), the slope written with a = f(z)."""
+    if kind == SIGMOID:
+        return delta * (a * (1 - a))
+    if kind == TANH:
+        return delta * (1 - a * a)
+    if kind == RELU:
+        return delta * (a > 0)
+    if kind == LEAKY_RELU:
+        return np.where(a > 0, delta, LEAK * delta)
+    return delta
+
+
+def tiny_of(x: Array) -> float:
+    """Size below which a delta or a momentum counts as 0, for the type of x."""
+    return TINY_FLOAT32 if x.dtype == np.float32 else TINY_FLOAT64
+
+
+def flush(x: Array) -> Array:
+    """0 where |x| is below `tiny_of(x)`."""
+    return np.where(np.abs(x) < tiny_of(x), x.dtype.type(0), x)
+
+
+# --- losses: prediction, delta and loss of each sample ---------------------------------------------------------------
+
+
+def squared_error(kind: int, z: Array, y: Array) -> tuple[Array, Array, Array]:
+    """loss = 1/2 sum_o (p_o - y_o)^2, delta_o = (p_o - y_o) f'(z_o), p = f(z)."""
+    p = activation(kind, z)
+    return p, times_slope(kind, p - y, p), 0.5 * ((p - y) ** 2).sum(axis=1)
+
+
+def binary_cross_entropy(z: Array, y: Array) -> tuple[Array, Array, Array]:
+    """loss = sum_o max(z, 0) - z y + log(1 + exp(-|z|)), delta_o = p_o - y_o, p = sigmoid(z)."""
+    p = activation(SIGMOID, z)
+    loss = np.where(z < 0, z.dtype.type(0), z) - z * y + np.log1p(np.exp(np.where(z < 0, z, -z)))
+    return p, p - y, loss.sum(axis=1)
+
+
+def softmax(z: Array) -> Array:
+    """p_o = exp(z_o) / sum_o exp(z_o)."""
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def cross_entropy(z: Array, y: Array) -> tuple[Array, Array, Array]:
+    """loss = sum_o y_o (log sum_k exp(z_k) - z_o), delta_o = p_o - y_o, p = softmax(z)."""
+    below = z.max(axis=1, keepdims=True) - z
+    loss = (y * below).sum(axis=1) + np.log(np.exp(-below).sum(axis=1))
+    p = softmax(z)
+    return p, p - y, loss
+
+
+def output(loss: int, kind: int, z: Array, y: Array) -> tuple[Array, Array, Array]:
+    """Prediction (B, O), delta (B, O) and loss (B,) from the logits z (B, O)."""
+    if loss == CROSS_ENTROPY:
+        return cross_entropy(z, y)
+    if loss == BINARY_CROSS_ENTROPY:
+        return binary_cross_entropy(z, y)
+    return squared_error(kind, z, y)
+
+
+# --- gradients ------------------------------------------------------------------------------------------------------
+
+
+def weight_gradient(a: Array, delta: Array) -> Array:
+    """a^T delta."""
+    return a.T @ delta
+
+
+def bias_gradient(delta: Array) -> Array:
+    """Sum of delta over the samples."""
+    return delta.sum(axis=0)
+
+
+# --- forward and backward -------------------------------------------------------------------------------------------
+
+
+def layers_of(plan: Any, flat: Array) -> list[tuple[Array, Array]]:
+    """W (I, O) and b (O,), as views of a flat vector; b is empty where there are no biases."""
+    layers, start = [], 0
+    for I, O in zip(plan.sizes[:-1], plan.sizes[1:], strict=True):
+        end = start + I * O
+        layers.append((flat[start:end].reshape(I, O), flat[end : end + O * plan.biases]))
+        start = end + O * plan.biases
+    return layers
+
+
+def forward(plan: Any, params: Array, x: Array) -> list[Array]:
+    """X and a_l = f_l(a_{l-1} W_l + b_l) for every layer; the last is left as logits."""
+    activations = [x]
+    layers = layers_of(plan, params)
+    for l, (w, b) in enumerate(layers):
+        z = product(w, activations[-1], b if b.size else 0)
+        activations.append(activation(plan.kinds[l], z) if l + 1 < len(layers) else z)
+    return activations
+
+
+def backward(plan: Any, params: Array, activations: list[Array], delta: Array, gradient: Array) -> None:
+    """Gradients of every layer, given the deltas of the last;  adds to gradient (P,)."""
+    layers, gradients = layers_of(plan, params), layers_of(plan, gradient)
+    for l in range(len(layers) - 1, -1, -1):
+        w_gradient, b_gradient = gradients[l]
+        w_gradient += weight_gradient(activations[l], delta)
+        if b_gradient.size:
+            b_gradient += bias_gradient(delta)
+        if l > 0:
+            below = product(layers[l][0].T, delta)
+            delta = flush(times_slope(plan.kinds[l - 1], below, activations[l]))
+
+
+# --- optimisers -----------------------------------------------------------------------------------------------------
+
+
+def plain_sgd(w: Array, g: Array, rate: Any) -> None:
+    """W -= rate g."""
+    w -= rate * g
+
+
+def momentum_sgd(w: Array, g: Array, velocity: Array, rate: Any, momentum: Any, nesterov: bool) -> None:
+    """Velocity = momentum velocity + g; w -= rate velocity, or rate (g + momentum velocity) with Nesterov."""
+    velocity[:] = flush(momentum * velocity + g)
+    w -= rate * (g + momentum * velocity if nesterov else velocity)
+
+
+def adam(
+    w: Array, g: Array, first: Array, second: Array, rate: Any, beta1: Any, beta2: Any, epsilon: Any,
+    correction1: Any, correction2: Any,
+) -> None:  # fmt: skip
+    """W -= rate (first / correction1) / (sqrt(second / correction2) + epsilon), correction = 1 - beta^t."""
+    first[:] = flush(beta1 * first + (1 - beta1) * g)
+    second[:] = flush(beta2 * second + (1 - beta2) * g**2)
+    w -= rate * (first / correction1) / (np.sqrt(second / correction2) + epsilon)
+
+
+def step(plan: Any, memory: Any, scale: float) -> None:
+    """Update the weights with the gradient of a batch, times scale, and clear it."""
+    cast = memory.params.dtype.type
+    w, g, settings = memory.params, cast(scale) * memory.gradient, plan.settings
+    if plan.optimizer == PLAIN_SGD:
+        plain_sgd(w, g, settings[0])
+    elif plan.optimizer == MOMENTUM_SGD:
+        momentum_sgd(w, g, memory.first, settings[0], settings[1], bool(settings[2]))
+    elif plan.optimizer == ADAM:
+        memory.totals[2:] *= settings[1:3]
+        corrections = cast(1 - memory.totals[2]), cast(1 - memory.totals[3])
+        adam(w, g, memory.first, memory.second, *settings, *corrections)
+    if plan.optimizer in (PLAIN_SGD, MOMENTUM_SGD, ADAM):
+        memory.gradient[:] = 0
+
+
+# --- the loop -------------------------------------------------------------------------------------------------------
+
+
+def finite(w: Array) -> bool:
+    """Whether all numbers of w are finite."""
+    return bool(np.isfinite(w).all())
+
+
+def run(plan: Any, memory: Any, data: Array, order: NDArray[np.int64], blocks: int) -> int:
+    """Train for this many batches, from memory.position on;  returns FINISHED, or DIVERGED at the end of an epoch.
+
+    data (n, F): x, y and the weight of each row; order (epochs, n), or empty for the order of the rows.
+    """
+    I, O = plan.sizes[0], plan.sizes[-1]
+    rows = data.reshape(plan.rows, I + O + 1)
+    position, totals = memory.position, memory.totals
+    first_epoch = position[0]
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
+        for _ in range(blocks):
+            epoch, row = int(position[0]), int(position[1])
+            last = min(row + plan.batch_size, plan.rows)
+            batch = rows[order[epoch - first_epoch, row:last]] if order.size else rows[row:last]
+            x, y, weight = batch[:, :I], batch[:, I : I + O], batch[:, I + O :]
+            activations = forward(plan, memory.params, x)
+            p, delta, loss = output(plan.loss, plan.kinds[-1], activations[-1], y)
+            backward(plan, memory.params, activations, flush(delta * weight), memory.gradient)
+            totals[0] += (loss * weight[:, 0]).sum(dtype=np.float64)
+            totals[1] += np.abs((p - y) * weight).sum(dtype=np.float64)
+            step(plan, memory, 1 / (last - row) if plan.mean else 1.0)
+            position[1] = last
+            if last == plan.rows:
+                memory.loss[epoch], memory.error[epoch] = totals[0] / plan.rows, totals[1] / (plan.rows * O)
+                healthy = np.isfinite(totals[0]) and finite(memory.params)
+                position[:], totals[:2] = (epoch + 1, 0, 0), 0
+                if not healthy:
+                    return DIVERGED
+    return FINISHED
+
+
+def predict(plan: Any, memory: Any, data: Array, order: NDArray[np.int64], predictions: Array) -> int:
+    """Predictions for the data (n, I) in the given order (n,);  writes predictions (n, O)."""
+    x = data.reshape(plan.rows, -1)[order]
+    z, kind = forward(plan, memory.params, x)[-1], plan.kinds[-1]
+    predictions[:] = softmax(z) if kind == SOFTMAX else activation(kind, z)
+    return FINISHED

@@ -1,0 +1,888 @@
+"""Every check accepts what it promises, refuses all else by class and message, and never prints or changes data."""
+
+import collections
+import datetime
+import decimal
+import fractions
+import math
+import os
+import pickle
+
+import hypothesis.extra.numpy as npst
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastbp import checks
+from fastbp.checks import DataError, DivergenceError, FastbpError, ParameterError, ParameterTypeError, ResourceError
+from fastbp.choices import ELEMENTWISE, LOSSES, OPTIMIZERS, SGD, Adam
+
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+DTYPES = [FLOAT32, FLOAT64]
+ROWS = 3  # of the X that the targets in these tables go with
+PARTNERS = [(loss, partner) for loss in LOSSES for partner in LOSSES[loss].outputs]
+
+# How the tables call a check: one argument varies, the others stand still.
+CALLS = {
+    "count": lambda value: checks.count("batch_size", value),
+    "count from 0": lambda value: checks.count("epochs", value, minimum=0),
+    "number": lambda value: checks.number("min_delta", value),
+    "number above 0": lambda value: checks.number("learning_rate", value, above=0),
+    "number in [0, 1)": lambda value: checks.number("l2", value, at_least=0, below=1),
+    "flag": lambda value: checks.flag("bias", value),
+    "choice": lambda value: checks.choice("activation", value, ELEMENTWISE),
+    "choice of loss": lambda value: checks.choice("loss", value, LOSSES),
+    "seed": checks.seed,
+    "hidden": checks.hidden,
+    "activations": lambda value: checks.activations(value, 2),
+    "output squared_error": lambda value: checks.output(value, "squared_error"),
+    "output binary_cross_entropy": lambda value: checks.output(value, "binary_cross_entropy"),
+    "output cross_entropy": lambda value: checks.output(value, "cross_entropy"),
+    "optimizer": checks.optimizer,
+    "optimizer learning_rate": lambda value: checks.optimizer("adam", value),
+    "optimizer momentum": lambda value: checks.optimizer(SGD(momentum=value)),
+    "optimizer nesterov": lambda value: checks.optimizer(SGD(momentum=0.5, nesterov=value)),
+    "optimizer beta1": lambda value: checks.optimizer(Adam(beta1=value)),
+    "optimizer beta2": lambda value: checks.optimizer(Adam(beta2=value)),
+    "optimizer epsilon": lambda value: checks.optimizer(Adam(epsilon=value)),
+    "dtype": checks.dtype,
+    "dtype of X": lambda value: checks.dtype(None, value),
+    "features": lambda value: checks.features(value, FLOAT64),
+    "features float32": lambda value: checks.features(value, FLOAT32),
+    "features of 4": lambda value: checks.features(value, FLOAT64, inputs=4),
+    "features from 2 rows": lambda value: checks.features(value, FLOAT64, minimum_rows=2),
+    "squared_error": lambda value: checks.targets(value, "squared_error", ROWS, None, FLOAT64),
+    "squared_error float32": lambda value: checks.targets(value, "squared_error", ROWS, None, FLOAT32),
+    "squared_error of 2": lambda value: checks.targets(value, "squared_error", ROWS, 2, FLOAT64),
+    "binary_cross_entropy": lambda value: checks.targets(value, "binary_cross_entropy", ROWS, None, FLOAT64),
+    "binary_cross_entropy of 2": lambda value: checks.targets(value, "binary_cross_entropy", ROWS, 2, FLOAT32),
+    "cross_entropy": lambda value: checks.targets(value, "cross_entropy", ROWS, None, FLOAT64),
+    "cross_entropy of 3": lambda value: checks.targets(value, "cross_entropy", ROWS, 3, FLOAT32),
+    "memory": lambda value: checks.memory(value, "a network"),
+}
+DATA = [check for check in CALLS if check.startswith(("features", *LOSSES))]
+SETTINGS = [check for check in CALLS if check not in [*DATA, "memory"]]
+IN_FLOAT32 = ("features float32", "squared_error float32", "binary_cross_entropy of 2", "cross_entropy of 3")
+SINGLE = [check for check in [*SETTINGS, *DATA] if check not in ("hidden", "activations", "dtype of X")]
+
+
+class Foreign:
+    """An array of another library, as NumPy sees it."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        if isinstance(self.array, Exception):
+            raise self.array
+        return self.array
+
+
+class Undescribable:
+    """Fails at whatever a message might ask of it."""
+
+    def __len__(self):
+        raise RuntimeError
+
+    @property
+    def shape(self):
+        raise RuntimeError
+
+
+def outcome(check, value):
+    """Return what a check returns, or the typed error it raises."""
+    try:
+        return CALLS[check](value)
+    except FastbpError as error:
+        return error
+
+
+def numbered(table):
+    """Return names of the rows of a table that do not print their values, which can be as long as they like."""
+    return [f"{row[0]} {i}" for i, row in enumerate(table)]
+
+
+def matrix(array):
+    """Return an np.matrix without the warning its constructor gives."""
+    return np.asarray(array).view(np.matrix)
+
+
+def with_bad(value, *index, shape=(40, 2), dtype=float):
+    """Return an array of ones with one other value."""
+    array = np.ones(shape, dtype)
+    array[index] = value
+    return array
+
+
+def unaligned(array):
+    """Return an equal array that starts at an odd address."""
+    buffer = np.zeros(array.nbytes + 1, np.uint8)
+    result = buffer[1:].view(array.dtype).reshape(array.shape)
+    result[...] = array
+    return result
+
+
+def read_only(array):
+    """Return an equal array that cannot be written to."""
+    result = array.copy()
+    result.flags.writeable = False
+    return result
+
+
+def one_hot(labels, classes):
+    """Return class numbers as rows with a single 1."""
+    return np.arange(classes) == np.array(labels)[:, None]
+
+
+def snapshot(value):
+    """Return all of an argument that a check could have changed."""
+    if isinstance(value, np.ndarray):
+        return value.tobytes(), value.shape, value.strides, value.dtype, value.flags.writeable
+    return repr(value)
+
+
+ACCEPTED = [
+    ("count", 1, 1),
+    ("count", 2**31 - 1, 2**31 - 1),
+    ("count", np.int8(7), 7),
+    ("count", np.uint64(7), 7),
+    ("count from 0", 0, 0),
+    ("number", -2, -2.0),
+    ("number", 1e308, 1e308),
+    ("number", np.float32(0.5), 0.5),
+    ("number", np.longdouble(0.5), 0.5),
+    ("number", np.int16(3), 3.0),
+    ("number above 0", 5e-324, 5e-324),
+    ("number in [0, 1)", 0, 0.0),
+    ("number in [0, 1)", math.nextafter(1, 0), math.nextafter(1, 0)),
+    ("flag", True, True),
+    ("flag", np.False_, False),
+    ("choice", np.str_("tanh"), "tanh"),
+    ("seed", 0, 0),
+    ("seed", 2**32 - 1, 2**32 - 1),
+    ("seed", np.uint32(2**32 - 1), 2**32 - 1),
+    ("hidden", 64, (64,)),
+    ("hidden", np.int64(64), (64,)),
+    ("hidden", (), ()),
+    ("hidden", [], ()),
+    ("hidden", [3, np.uint8(2)], (3, 2)),
+    ("hidden", np.array([3, 2], ">i2"), (3, 2)),
+    ("hidden", (1,) * 1000, (1,) * 1000),
+    ("activations", "tanh", ("tanh", "tanh")),
+    ("activations", ["tanh", np.str_("relu")], ("tanh", "relu")),
+    ("optimizer", "sgd", SGD()),
+    ("optimizer", "adam", Adam()),
+    ("optimizer", SGD(1, np.float32(0.5), np.True_), SGD(1.0, 0.5, True)),
+    ("optimizer", Adam(beta1=0, beta2=0), Adam(beta1=0.0, beta2=0.0)),
+    ("optimizer learning_rate", 0.5, Adam(learning_rate=0.5)),
+    ("dtype", "float32", FLOAT32),
+    ("dtype", np.float32, FLOAT32),
+    ("dtype", FLOAT64, FLOAT64),
+    ("dtype", float, FLOAT64),
+    ("dtype", np.dtype(">f4"), FLOAT32),
+    ("dtype", None, FLOAT64),
+    ("dtype of X", np.ones(2, np.float32), FLOAT32),
+    ("dtype of X", np.ones(2, ">f4"), FLOAT32),
+    ("dtype of X", np.ones(2, np.float16), FLOAT32),
+    ("dtype of X", np.ones(2), FLOAT64),
+    ("dtype of X", np.ones(2, int), FLOAT64),
+    ("dtype of X", np.ones(2, np.longdouble), FLOAT64),
+    ("dtype of X", [[1.0]], FLOAT64),
+    ("dtype of X", None, FLOAT64),
+    *((f"output {loss}", partner, partner) for loss, partner in PARTNERS),
+    *((f"output {loss}", None, LOSSES[loss].outputs[0]) for loss in LOSSES),
+]
+
+# Each makes another X out of the same (4, 3) array of whole numbers 0..11.
+FORMS = {
+    "itself": lambda base: base.copy(),
+    "list": lambda base: base.tolist(),
+    "tuple of tuples": lambda base: tuple(map(tuple, base.tolist())),
+    "list of rows": list,
+    "Fortran order": np.asfortranarray,
+    "negative strides": lambda base: base[::-1, ::-1].copy()[::-1, ::-1],
+    "every other column": lambda base: np.repeat(base, 2, axis=1)[:, ::2],
+    "read-only": read_only,
+    "unaligned": unaligned,
+    "big-endian float64": lambda base: base.astype(">f8"),
+    "big-endian float32": lambda base: base.astype(">f4"),
+    "matrix of another library": Foreign,
+    "no value masked": lambda base: np.ma.array(base, mask=np.zeros(base.shape, bool)),
+    "without a mask": np.ma.array,
+    **{f"{kind}": lambda base, kind=kind: base.astype(kind) for kind in "bhilqBHILQefdg"},
+}
+
+ACCEPTED_TARGETS = [
+    ("squared_error", None, [0.5, -2, 3], [[0.5], [-2], [3]]),
+    ("squared_error", 1, (1, 2, 3), [[1], [2], [3]]),
+    ("squared_error", 2, [[1, 2], [3, 4], [5, 6]], [[1, 2], [3, 4], [5, 6]]),
+    ("squared_error", None, np.array([True, False, True]), [[1], [0], [1]]),
+    ("squared_error", None, np.arange(6.0)[::-2], [[5], [3], [1]]),
+    ("squared_error", None, np.asfortranarray([[1.0, 2], [3, 4], [5, 6]]), [[1, 2], [3, 4], [5, 6]]),
+    ("squared_error", None, np.broadcast_to(np.float64(2), (3, 2)), [[2, 2]] * 3),
+    ("squared_error", None, read_only(np.ones(3)), [[1]] * 3),
+    ("squared_error", None, Foreign(np.ones(3)), [[1]] * 3),
+    ("binary_cross_entropy", None, [0, 1, 1], [[0], [1], [1]]),
+    ("binary_cross_entropy", 1, np.array([True, False, True]), [[1], [0], [1]]),
+    ("binary_cross_entropy", 2, np.array([[0, 1], [1, 0], [1, 1]], ">f4"), [[0, 1], [1, 0], [1, 1]]),
+    ("cross_entropy", None, [2, 0, 1], one_hot([2, 0, 1], 3)),
+    ("cross_entropy", None, [1.0, 0.0, 1.0], one_hot([1, 0, 1], 2)),
+    ("cross_entropy", 4, [2, 0, 1], one_hot([2, 0, 1], 4)),
+    ("cross_entropy", 4, [0, 0, 0], one_hot([0, 0, 0], 4)),
+    ("cross_entropy", None, [[1], [0], [1]], one_hot([1, 0, 1], 2)),
+    ("cross_entropy", None, np.array([True, False, True]), one_hot([1, 0, 1], 2)),
+    ("cross_entropy", 300, np.array([0, 1, 127], np.int8), one_hot([0, 1, 127], 300)),
+    ("cross_entropy", 300, np.array([0, 1, 255], np.uint8), one_hot([0, 1, 255], 300)),
+    ("cross_entropy", 65536, np.array([0, 1, 2], np.float16), one_hot([0, 1, 2], 65536)),
+    ("cross_entropy", None, np.array([0, 65535, 0], ">u8"), one_hot([0, 65535, 0], 65536)),
+    ("cross_entropy", None, np.array([0, 1, 2], np.longdouble), np.eye(3)),
+    ("cross_entropy", None, np.array([9, 0, 1, 9, 9, 9])[::2], one_hot([9, 1, 9], 10)),
+    ("cross_entropy", None, np.eye(3, dtype=int), np.eye(3)),
+    ("cross_entropy", 2, [[0.25, 0.75], [1, 0], [0.5, 0.5]], [[0.25, 0.75], [1, 0], [0.5, 0.5]]),
+    ("cross_entropy", 2, [[0.25, 0.750009], [1, 0], [0.5, 0.5]], [[0.25, 0.750009], [1, 0], [0.5, 0.5]]),
+]
+
+huge = 10**400
+recursive: list = []
+recursive.append(recursive)
+far_away = np.broadcast_to(np.float64(1), (10**9, 10**5))
+
+ARGUMENTS = (  # how a message begins
+    *("'X'", "X has ", "'y'", "y has ", "'batch_size'", "'epochs'", "'min_delta'", "'learning_rate'", "'l2'", "'bias'"),
+    *("'activation", "'loss'", "'seed'", "'hidden", "'output'", "'optimizer'", "'momentum'", "'nesterov'", "'beta1'"),
+    *("'beta2'", "'epsilon'", "'dtype'"),
+)
+X_ARRAY = "'X' must be an array or a list of numbers, got "
+Y_ARRAY = "'y' must be an array or a list of numbers, got "
+X_SHAPE = "'X' must be 2-D (rows, columns), got shape "
+Y_SHAPE = "'y' must have shape (rows,) or (rows, outputs), got shape "
+X_EQUAL = "'X' must convert to an array with rows of equal length, got "
+Y_EQUAL = "'y' must convert to an array with rows of equal length, got "
+X_REAL = "'X' must hold real numbers, got dtype "
+Y_REAL = "'y' must hold real numbers, got dtype "
+X_FINITE = "'X' must be finite, without NaN or infinity, got "
+Y_FINITE = "'y' must be finite, without NaN or infinity, got "
+BINARY = "'y' must be 0 or 1 with the loss 'binary_cross_entropy', got "
+SUM = "'y' must hold class numbers of shape (rows,) or rows that sum to 1, got "
+BATCH = "'batch_size' must be an integer >= 1, got "
+RATE = "'learning_rate' must be a finite number > 0, got "
+WIDTHS = "'hidden' must be an integer >= 1 or a sequence of them, got "
+OPTIMIZER = "'optimizer' must be one of 'sgd', 'adam' or an SGD or Adam instance, got "
+DTYPE = "'dtype' must be one of 'float32', 'float64', got "
+CLASSES = "'y' must hold class numbers in 0..65535, got "
+CLASSES_OF_3 = "'y' must hold class numbers in 0..2, got "
+WHOLE = "'y' must hold whole class numbers, got "
+POSITIVE = "'y' must hold class numbers of shape (rows,) or probabilities >= 0, got "
+ACTIVATION = "'activation' must be one of 'identity', 'sigmoid', 'tanh', 'relu', 'leaky_relu', got "
+NAMES = "'activation' must be a name or a list or tuple of names, got "
+LOSS = "'loss' must be one of 'squared_error', 'binary_cross_entropy', 'cross_entropy', got "
+MOMENTUM = "'momentum' must be a finite number >= 0 and < 1, got "
+
+# Check, value, exact class, a fragment of the message.
+REFUSED = [
+    # shape and container of X
+    ("features", np.ones(40), DataError, X_SHAPE + "(40,); X.reshape(-1, 1)"),
+    ("features", [1.0, 2.0], DataError, X_SHAPE + "(2,)"),
+    ("features", [], DataError, X_SHAPE + "(0,)"),
+    ("features", np.array(1.0), DataError, X_SHAPE + "()"),
+    ("features", np.float64(1), DataError, X_SHAPE + "()"),
+    ("features", 1.0, ParameterTypeError, X_ARRAY + "1.0"),
+    ("features", np.ones((2, 3, 4)), DataError, X_SHAPE + "(2, 3, 4)"),
+    ("features", None, ParameterTypeError, X_ARRAY + "None"),
+    ("features", np.ones((0, 2)), DataError, "'X' must have at least 1 row, got shape (0, 2)"),
+    ("features from 2 rows", np.ones((1, 2)), DataError, "'X' must have at least 2 rows, got shape (1, 2)"),
+    ("features", np.ones((2, 0)), DataError, "'X' must have at least 1 column, got shape (2, 0)"),
+    ("features", [[], []], DataError, "'X' must have at least 1 column, got shape (2, 0)"),
+    ("features of 4", np.ones((2, 3)), DataError, "X has 3 columns, the network has 4 inputs"),
+    ("features of 4", np.ones((2, 1)), DataError, "X has 1 column, the network has 4 inputs"),
+    ("features", [[1, 2], [3]], DataError, X_EQUAL + "list of length 2"),
+    ("features", recursive, DataError, X_EQUAL),
+    ("features", (row for row in [[1]]), ParameterTypeError, X_ARRAY + "generator"),
+    ("features", iter([[1]]), ParameterTypeError, X_ARRAY + "list_iterator"),
+    ("features", {1: 2}, ParameterTypeError, X_ARRAY + "dict of length 1"),
+    ("features", {1, 2}, ParameterTypeError, X_ARRAY + "set of length 2"),
+    ("features", "1.5", ParameterTypeError, X_ARRAY + "'1.5'"),
+    ("features", b"1.5", ParameterTypeError, X_ARRAY + "bytes of length 3"),
+    ("features", print, ParameterTypeError, X_ARRAY + "builtin_function"),
+    ("features", list, ParameterTypeError, X_ARRAY + "the class list"),
+    ("features", np.ndarray, DataError, X_REAL + "object"),
+    ("features", Undescribable(), ParameterTypeError, X_ARRAY + "Undescribable"),
+    # dtype of X
+    ("features", np.ones((2, 2), object), DataError, X_REAL + "object; convert with .astype(float)"),
+    ("features", [[1, None]], DataError, X_REAL + "object"),
+    ("features", [[1, {}]], DataError, X_REAL + "object"),
+    ("features", [["1.5", "2"]], DataError, X_REAL + "<U3; convert with .astype(float)"),
+    ("features", [[1, "2"]], DataError, X_REAL + "<U"),
+    ("features", np.array([["a"]]), DataError, X_REAL + "<U1"),
+    ("features", np.str_("a"), DataError, X_REAL + "<U1"),
+    ("features", np.array([["a"]], np.dtypes.StringDType()), DataError, X_REAL + "String"),
+    ("features", np.array([[b"1"]]), DataError, X_REAL + "|S1"),
+    ("features", np.ones((2, 2), "M8[s]"), DataError, X_REAL + "datetime64[s]"),
+    ("features", np.ones((2, 2), "m8[s]"), DataError, X_REAL + "timedelta64[s]"),
+    ("features", [[datetime.date.min]], DataError, X_REAL + "object"),
+    ("features", np.ones((2, 2), "f8,f8"), DataError, X_REAL + "[("),
+    ("features", np.ones((2, 2), [("x" * 500, "f8")]), DataError, X_REAL + "[('xxx"),
+    ("features", np.ones((2, 2), "V8"), DataError, X_REAL + "|V8"),
+    ("features", [[huge]], DataError, X_REAL + "object"),
+    ("features", [[decimal.Decimal(1)]], DataError, X_REAL + "object"),
+    ("features", np.ones((2, 2), complex), DataError, X_REAL + "complex128"),
+    ("features float32", with_bad(1e300, 3, 1), DataError, "'X' must not overflow float32 (use dtype='float64')"),
+    ("features float32", with_bad(-1e39, 3, 1), DataError, "1 bad of 80, the first at [3, 1]"),
+    # masks, foreign containers, size of X
+    (
+        "features",
+        np.ma.array(np.ones((2, 2)), mask=[[0, 0], [1, 1]]),
+        DataError,
+        "'X' must have no masked values, got 2",
+    ),
+    ("features", [np.ma.array([1.0, 2], mask=[0, 1])], DataError, "'X' must have no rows with masked values, got 1"),
+    ("features", np.ma.ones((2, 2), "f8,f8"), DataError, X_REAL + "[("),
+    ("features", matrix(np.ones((2, 2))), ParameterTypeError, X_ARRAY + "matrix of shape (2, 2)"),
+    ("features", scipy.sparse.eye_array(2), ParameterTypeError, "'X' must be dense, got dia_array of shape (2, 2)"),
+    (
+        "features",
+        scipy.sparse.csr_matrix((2, 2)),
+        ParameterTypeError,
+        "'X' must be dense, got csr_matrix of shape (2, 2)",
+    ),
+    ("features", Foreign(TypeError("on a GPU")), DataError, X_EQUAL),
+    ("features", Foreign([1]), DataError, X_EQUAL + "Foreign"),
+    ("features", Foreign(np.ones(2, object)), DataError, X_REAL + "object"),
+    ("features", far_away, ResourceError, "'X' of shape (1000000000, 100000) needs"),
+    # values of X
+    ("features", with_bad(np.nan, 3, 1), DataError, X_FINITE + "1 bad of 80, the first at [3, 1]"),
+    ("features", with_bad(np.nan, (3, 5), 1), DataError, "got 2 bad of 80, the first at [3, 1]"),
+    ("features", with_bad(np.inf, 0, 0), DataError, X_FINITE),
+    ("features", with_bad(-np.inf, 0, 0), DataError, X_FINITE),
+    ("features", [[1.0, math.nan]], DataError, X_FINITE + "1 bad of 2, the first at [0, 1]"),
+    ("features", with_bad(np.nan, 0, 0, dtype=np.float16), DataError, X_FINITE),
+    ("features", with_bad(np.inf, 0, 0, dtype=np.longdouble), DataError, X_FINITE),
+    ("features float32", with_bad(np.nan, 0, 0), DataError, X_FINITE),
+    ("features float32", with_bad(np.nan, 9, 0, dtype=">f8").T, DataError, X_FINITE),
+    # y
+    ("squared_error", [1, 2, math.nan], DataError, Y_FINITE + "1 bad of 3, the first at [2]"),
+    ("squared_error", [[1], [math.inf], [2]], DataError, Y_FINITE),
+    ("squared_error float32", [1, 2, 1e39], DataError, "'y' must not overflow float32 (use dtype='float64')"),
+    ("squared_error", np.ones(2), DataError, "X has 3 rows, y has 2"),
+    ("squared_error", [], DataError, "X has 3 rows, y has 0"),
+    ("squared_error", np.ones((3, 0)), DataError, Y_SHAPE + "(3, 0)"),
+    ("squared_error", np.ones((3, 1, 1)), DataError, Y_SHAPE + "(3, 1, 1)"),
+    ("squared_error", np.array(1.0), DataError, Y_SHAPE + "()"),
+    ("squared_error", None, ParameterTypeError, Y_ARRAY + "None"),
+    ("squared_error", range(3), ParameterTypeError, Y_ARRAY + "range of length 3"),
+    ("squared_error", np.ones(3, complex), DataError, Y_REAL + "complex128"),
+    ("squared_error", ["a", "b", "c"], DataError, Y_REAL + "<U1"),
+    ("squared_error", [[1], [2, 3], [4]], DataError, Y_EQUAL),
+    ("squared_error", scipy.sparse.eye_array(3), ParameterTypeError, "'y' must be dense"),
+    ("squared_error", matrix([[1], [2], [3]]), ParameterTypeError, Y_ARRAY + "matrix"),
+    ("squared_error", np.ma.masked_equal([1, 2, 3], 2), DataError, "'y' must have no masked values, got 1"),
+    ("squared_error of 2", np.ones((3, 4)), DataError, "y has 4 columns, the network has 2 outputs"),
+    ("squared_error of 2", np.ones(3), DataError, "y has 1 column, the network has 2 outputs"),
+    ("binary_cross_entropy", [0, 1, 2], DataError, BINARY + "1 bad of 3"),
+    ("binary_cross_entropy", [0, 1, 0.5], DataError, BINARY),
+    ("binary_cross_entropy", [0, 1, -1], DataError, BINARY),
+    ("binary_cross_entropy", [0, 1, math.nan], DataError, BINARY),
+    ("binary_cross_entropy", ["yes", "no", "no"], DataError, Y_REAL),
+    ("binary_cross_entropy", [0, 1], DataError, "X has 3 rows, y has 2"),
+    ("binary_cross_entropy of 2", np.ones(3), DataError, "y has 1 column, the network has 2 outputs"),
+    ("binary_cross_entropy of 2", np.full((3, 2), 1 - 1e-9), DataError, BINARY),
+    ("cross_entropy", [0, 1, math.nan], DataError, Y_FINITE),
+    ("cross_entropy", [0, 1, math.inf], DataError, Y_FINITE),
+    ("cross_entropy", [0, 1, 0.5], DataError, WHOLE + "1 bad of 3, the first at [2]"),
+    ("cross_entropy", np.array([0, 1, 1 + np.finfo("g").eps], "g"), DataError, WHOLE),
+    ("cross_entropy", [0, 1, -1], DataError, CLASSES + "1 bad of 3, the first at [2]"),
+    ("cross_entropy", [0, 1, 65536], DataError, CLASSES),
+    ("cross_entropy", [0, 1, 2**32 + 1], DataError, CLASSES),
+    ("cross_entropy", [0, 1, 2**63], DataError, CLASSES),
+    ("cross_entropy", [0, 1, 1e300], DataError, CLASSES),
+    ("cross_entropy", [0, 1, huge], DataError, Y_REAL + "object"),
+    ("cross_entropy", [0, 0, 0], DataError, "'y' must have at least 2 classes with the loss 'cross_entropy', got 1"),
+    ("cross_entropy", ["a", "b", "a"], DataError, Y_REAL + "<U1; convert with .astype(float)"),
+    ("cross_entropy", ["a", "b", "a"], DataError, "number class names with np.unique(y, return_inverse=True)[1]"),
+    ("cross_entropy", np.array(["a", 1, 2], object), DataError, Y_REAL + "object"),
+    ("cross_entropy", ["a", 1, 2], DataError, Y_REAL + "<U"),
+    ("cross_entropy", [[0.5, 0.4]] * 3, DataError, SUM),
+    ("cross_entropy", [[1, 0], [0.5, 0.50002], [1, 0]], DataError, SUM + "1 bad of 3, the first at [1]"),
+    ("cross_entropy", [[1e308, 1e308]] * 3, DataError, SUM),
+    ("cross_entropy", [[1.5, -0.5]] * 3, DataError, POSITIVE),
+    ("cross_entropy", [[math.nan, 1]] * 3, DataError, Y_FINITE),
+    ("cross_entropy", [[0.5], [0], [1]], DataError, WHOLE + "1 bad of 3, the first at [0]"),
+    ("cross_entropy", None, ParameterTypeError, Y_ARRAY + "None"),
+    ("cross_entropy of 3", [0, 1, 3], DataError, CLASSES_OF_3 + "1 bad of 3, the first at [2]"),
+    ("cross_entropy of 3", [0, 1, 2**32 + 1], DataError, CLASSES_OF_3),
+    ("cross_entropy of 3", np.array([0, 1, 255], np.uint8), DataError, CLASSES_OF_3),
+    ("cross_entropy of 3", np.array([0, 1, -1], np.int8), DataError, CLASSES_OF_3),
+    ("cross_entropy of 3", [[0, 1]] * 3, DataError, "y has 2 columns, the network has 3 outputs"),
+    # settings
+    ("count", 0, ParameterError, BATCH + "0"),
+    ("count", -1, ParameterError, BATCH + "-1"),
+    ("count", 2**31, ParameterError, "'batch_size' must be an integer <= 2147483647, got 2147483648"),
+    ("count", huge, ParameterError, "'batch_size' must be an integer <= 2147483647, got an integer of 1329 bits"),
+    ("count", -(10**5000), ParameterError, BATCH + "an integer of 16610 bits"),
+    ("count", 2.5, ParameterTypeError, BATCH + "2.5"),
+    ("count", 2.0, ParameterTypeError, BATCH + "2.0"),
+    ("count", np.float32(2), ParameterTypeError, BATCH + "np.float32(2.0)"),
+    ("count", "32", ParameterTypeError, BATCH + "'32'"),
+    ("count", None, ParameterTypeError, BATCH + "None"),
+    ("count", True, ParameterTypeError, BATCH + "True"),
+    ("count", np.True_, ParameterTypeError, BATCH + "np.True_"),
+    ("count", 2j, ParameterTypeError, BATCH + "2j"),
+    ("count", [32], ParameterTypeError, BATCH + "list of length 1"),
+    ("count", np.array(32), ParameterTypeError, BATCH + "ndarray of shape ()"),
+    ("count", np.timedelta64(3), ParameterTypeError, BATCH + "np.timedelta64(3)"),
+    ("count", Undescribable(), ParameterTypeError, BATCH + "Undescribable"),
+    ("count", range(2**70), ParameterTypeError, BATCH + "range"),
+    ("count", "x" * 10**6, ParameterTypeError, BATCH + "'xxx"),
+    ("count from 0", -3, ParameterError, "'epochs' must be an integer >= 0, got -3"),
+    ("count from 0", 2.0, ParameterTypeError, "'epochs' must be an integer >= 0, got 2.0"),
+    ("count from 0", "5", ParameterTypeError, "'epochs' must be an integer >= 0, got '5'"),
+    ("count from 0", 2**63, ParameterError, "'epochs' must be an integer <= 2147483647, got 9223372036854775808"),
+    ("number above 0", 0, ParameterError, RATE + "0"),
+    ("number above 0", -0.1, ParameterError, RATE + "-0.1"),
+    ("number above 0", math.nan, ParameterError, RATE + "nan"),
+    ("number above 0", math.inf, ParameterError, RATE + "inf"),
+    ("number above 0", np.float16("inf"), ParameterError, RATE + "np.float16(inf)"),
+    ("number above 0", huge, ParameterError, RATE + "an integer of 1329 bits"),
+    ("number above 0", "0.1", ParameterTypeError, RATE + "'0.1'"),
+    ("number above 0", None, ParameterTypeError, RATE + "None"),
+    ("number above 0", True, ParameterTypeError, RATE + "True"),
+    ("number above 0", np.True_, ParameterTypeError, RATE + "np.True_"),
+    ("number above 0", 1j, ParameterTypeError, RATE + "1j"),
+    ("number above 0", np.array(0.1), ParameterTypeError, RATE + "ndarray of shape ()"),
+    ("number above 0", [0.1], ParameterTypeError, RATE + "list of length 1"),
+    ("number above 0", decimal.Decimal(1), ParameterTypeError, RATE + "Decimal"),
+    ("number above 0", np.timedelta64(3), ParameterTypeError, RATE + "np.timedelta64(3)"),
+    ("number in [0, 1)", -1e-9, ParameterError, "'l2' must be a finite number >= 0 and < 1, got -1e-09"),
+    ("number in [0, 1)", 1, ParameterError, "'l2' must be a finite number >= 0 and < 1, got 1"),
+    ("number in [0, 1)", math.nan, ParameterError, "'l2' must be a finite number >= 0 and < 1, got nan"),
+    ("number", -math.inf, ParameterError, "'min_delta' must be a finite number, got -inf"),
+    ("flag", 1, ParameterTypeError, "'bias' must be True or False, got 1"),
+    ("flag", 0.0, ParameterTypeError, "'bias' must be True or False, got 0.0"),
+    ("flag", None, ParameterTypeError, "'bias' must be True or False, got None"),
+    ("flag", "yes", ParameterTypeError, "'bias' must be True or False, got 'yes'"),
+    ("flag", np.array(True), ParameterTypeError, "'bias' must be True or False, got ndarray of shape ()"),
+    ("choice", "nonsense", ParameterError, ACTIVATION + "'nonsense'"),
+    ("choice", "sigmiod", ParameterError, ACTIVATION + "'sigmiod'; did you mean 'sigmoid'?"),
+    ("choice", "ReLU", ParameterError, ACTIVATION + "'ReLU'; did you mean 'relu'?"),
+    ("choice", "softmax", ParameterError, ACTIVATION + "'softmax'"),
+    ("choice", "", ParameterError, ACTIVATION + "''"),
+    ("choice", "\udc80\n", ParameterError, ACTIVATION + r"'\udc80\n'"),
+    ("choice", "a" * 10**7, ParameterError, ACTIVATION + "'aaa"),
+    ("choice", None, ParameterTypeError, ACTIVATION + "None"),
+    ("choice", b"relu", ParameterTypeError, ACTIVATION + "bytes of length 4"),
+    ("choice", math.tanh, ParameterTypeError, ACTIVATION + "builtin_function_or_method"),
+    ("choice of loss", "mse", ParameterError, LOSS + "'mse'"),
+    ("choice of loss", "crossentropy", ParameterError, LOSS + "'crossentropy'; did you mean 'cross_entropy'?"),
+    ("choice of loss", 0, ParameterTypeError, LOSS + "0"),
+    ("seed", -1, ParameterError, "'seed' must be an integer >= 0, got -1"),
+    ("seed", 2**32, ParameterError, "'seed' must be an integer <= 4294967295, got 4294967296"),
+    ("seed", 2**200, ParameterError, "'seed' must be an integer <= 4294967295"),
+    ("seed", 1.5, ParameterTypeError, "'seed' must be an integer >= 0, got 1.5"),
+    ("seed", "x", ParameterTypeError, "'seed' must be an integer >= 0, got 'x'"),
+    ("seed", math.nan, ParameterTypeError, "'seed' must be an integer >= 0, got nan"),
+    ("seed", True, ParameterTypeError, "'seed' must be an integer >= 0, got True"),
+    ("seed", np.random.default_rng(0), ParameterTypeError, "'seed' must be an integer >= 0, got Generator"),
+    ("hidden", 0, ParameterError, "'hidden' must be an integer >= 1, got 0"),
+    ("hidden", True, ParameterTypeError, "'hidden' must be an integer >= 1, got True"),
+    ("hidden", 2.5, ParameterTypeError, WIDTHS + "2.5"),
+    ("hidden", None, ParameterTypeError, WIDTHS + "None"),
+    ("hidden", "64", ParameterTypeError, WIDTHS + "'64'"),
+    ("hidden", {64, 32}, ParameterTypeError, WIDTHS + "set of length 2"),
+    ("hidden", iter([64]), ParameterTypeError, WIDTHS + "list_iterator"),
+    ("hidden", np.array([2.0]), ParameterTypeError, WIDTHS + "ndarray"),
+    ("hidden", np.array([[2]]), ParameterTypeError, WIDTHS + "ndarray"),
+    ("hidden", np.array(2), ParameterTypeError, WIDTHS + "ndarray"),
+    ("hidden", np.timedelta64(2), ParameterTypeError, "'hidden' must be an integer >= 1, got"),
+    ("hidden", (0,), ParameterError, "'hidden[0]' must be an integer >= 1, got 0"),
+    ("hidden", (4, -3), ParameterError, "'hidden[1]' must be an integer >= 1, got -3"),
+    ("hidden", np.array([4, 0]), ParameterError, "'hidden[1]' must be an integer >= 1, got 0"),
+    ("hidden", (2.5,), ParameterTypeError, "'hidden[0]' must be an integer >= 1, got 2.5"),
+    ("hidden", ("a",), ParameterTypeError, "'hidden[0]' must be an integer >= 1, got 'a'"),
+    ("hidden", (4, True), ParameterTypeError, "'hidden[1]' must be an integer >= 1, got True"),
+    ("hidden", [4, [4]], ParameterTypeError, "'hidden[1]' must be an integer >= 1, got list of length 1"),
+    ("hidden", [4, None], ParameterTypeError, "'hidden[1]' must be an integer >= 1, got None"),
+    ("hidden", np.ma.masked_equal([4, 3], 3), ParameterTypeError, "'hidden[1]' must be an integer >= 1, got None"),
+    ("hidden", (10**10,), ParameterError, "'hidden[0]' must be an integer <= 2147483647, got 10000000000"),
+    ("hidden", (4,) * 1001, ParameterError, "'hidden' must have at most 1000 layers, got tuple of length 1001"),
+    ("hidden", np.ones(10**4, int), ParameterError, "'hidden' must have at most 1000 layers, got list of length 10000"),
+    ("activations", "softmax", ParameterError, ACTIVATION + "'softmax'"),
+    ("activations", "tan", ParameterError, ACTIVATION + "'tan'; did you mean 'tanh'?"),
+    ("activations", ["tanh"], ParameterError, "'activation' must be one name or one per hidden layer (2), got 1"),
+    ("activations", ("tanh",) * 3, ParameterError, "'activation' must be one name or one per hidden layer (2), got 3"),
+    ("activations", ["tanh", "rleu"], ParameterError, "'activation[1]' must be one of"),
+    ("activations", ["tanh", None], ParameterTypeError, "'activation[1]' must be one of"),
+    ("activations", None, ParameterTypeError, NAMES + "None"),
+    ("activations", {"tanh", "relu"}, ParameterTypeError, NAMES + "set of length 2"),
+    ("output squared_error", "softmax", ParameterError, "with the loss 'squared_error', got 'softmax'"),
+    ("output squared_error", 3, ParameterTypeError, "with the loss 'squared_error', got 3"),
+    ("output binary_cross_entropy", "identity", ParameterError, "one of 'sigmoid' with the loss 'binary_"),
+    ("output cross_entropy", "sigmoid", ParameterError, "one of 'softmax' with the loss 'cross_entropy'"),
+    ("output cross_entropy", "sotfmax", ParameterError, "did you mean 'softmax'?"),
+    ("optimizer", "adma", ParameterError, "'optimizer' must be one of 'sgd', 'adam', got 'adma'; did you mean 'adam'?"),
+    ("optimizer", SGD, ParameterTypeError, OPTIMIZER + "the class SGD"),
+    ("optimizer", None, ParameterTypeError, OPTIMIZER + "None"),
+    ("optimizer", {"name": "sgd"}, ParameterTypeError, OPTIMIZER + "dict"),
+    ("optimizer", type("Mine", (SGD,), {})(), ParameterTypeError, OPTIMIZER + "Mine"),
+    ("optimizer", SGD(learning_rate=0), ParameterError, RATE + "0"),
+    ("optimizer", Adam(learning_rate=None), ParameterTypeError, RATE + "None"),
+    ("optimizer", SGD(nesterov=True), ParameterError, "'nesterov' must come with a 'momentum' > 0, got True"),
+    ("optimizer learning_rate", math.nan, ParameterError, RATE + "nan"),
+    ("optimizer learning_rate", 0, ParameterError, RATE + "0"),
+    ("optimizer learning_rate", "0.1", ParameterTypeError, RATE + "'0.1'"),
+    ("optimizer momentum", 1, ParameterError, MOMENTUM + "1"),
+    ("optimizer momentum", -0.1, ParameterError, MOMENTUM + "-0.1"),
+    ("optimizer momentum", math.nan, ParameterError, MOMENTUM + "nan"),
+    ("optimizer momentum", "0.9", ParameterTypeError, MOMENTUM + "'0.9'"),
+    ("optimizer nesterov", 1, ParameterTypeError, "'nesterov' must be True or False, got 1"),
+    ("optimizer beta1", 1.0, ParameterError, "'beta1' must be a finite number >= 0 and < 1, got 1.0"),
+    ("optimizer beta2", -0.5, ParameterError, "'beta2' must be a finite number >= 0 and < 1, got -0.5"),
+    ("optimizer beta2", True, ParameterTypeError, "'beta2' must be a finite number >= 0 and < 1, got True"),
+    ("optimizer epsilon", 0, ParameterError, "'epsilon' must be a finite number > 0, got 0"),
+    ("optimizer epsilon", math.inf, ParameterError, "'epsilon' must be a finite number > 0, got inf"),
+    ("dtype", "float16", ParameterError, DTYPE + "'float16'"),
+    ("dtype", "f4x", ParameterError, DTYPE + "'f4x'"),
+    ("dtype", "flaot32", ParameterError, "did you mean 'float32'?"),
+    ("dtype", np.float16, ParameterError, DTYPE + "the class float16"),
+    ("dtype", np.floating, ParameterError, DTYPE + "the class floating"),
+    ("dtype", int, ParameterError, DTYPE + "the class int"),
+    ("dtype", object, ParameterError, DTYPE + "the class object"),
+    ("dtype", np.dtype("f8,f8"), ParameterError, DTYPE + "dtype [("),
+    ("dtype", 32, ParameterTypeError, DTYPE + "32"),
+    ("dtype", np.ones(2), ParameterTypeError, DTYPE + "ndarray of shape (2,)"),
+]
+
+# Containers that hold a value which no message may show.
+SECRET = 123456.789
+CONTAINERS = [
+    np.array(SECRET),
+    np.full(40, SECRET),
+    np.full((2, 0, 2), SECRET),
+    np.full((40, 2), SECRET, object),
+    np.full((40, 2), str(SECRET)),
+    np.full((40, 2), str(SECRET).encode()),
+    np.full((40, 2), SECRET, complex),
+    np.full((40, 2), SECRET).view("f8,f8"),
+    np.full((40, 2), SECRET).view("f8,f8")[0, 0],
+    np.full((40, 2, 1), SECRET),
+    np.ma.masked_less(np.full((40, 2), SECRET), np.inf),
+    matrix(np.full((40, 2), SECRET)),
+    scipy.sparse.csr_array(np.full((40, 2), SECRET)),
+    [SECRET, str(SECRET), None],
+    [[SECRET], [SECRET, SECRET]],
+    [str(SECRET)] * ROWS,
+    (SECRET, [SECRET]),
+    {SECRET: SECRET},
+    {SECRET},
+    collections.deque([SECRET]),
+    str(SECRET).encode(),
+    bytearray(str(SECRET).encode()),
+    fractions.Fraction(str(SECRET)),
+    Foreign(ValueError(str(SECRET))),
+    (SECRET for _ in range(3)),
+]
+# Arrays that fail for a value beside the one which no message may show.
+SECRET_DATA = [
+    ("features", [[SECRET, math.nan]]),
+    ("features", [[SECRET, -math.inf]]),
+    ("features float32", [[1.23456789e300, SECRET]]),
+    ("features of 4", [[SECRET]]),
+    ("squared_error", [SECRET, SECRET]),
+    ("squared_error", [SECRET, SECRET, math.nan]),
+    ("squared_error of 2", [SECRET] * 3),
+    ("binary_cross_entropy", [0, 1, SECRET]),
+    ("binary_cross_entropy", [0, 1, 123456]),
+    ("cross_entropy", [0, 1, SECRET]),
+    ("cross_entropy", [0, 1, 123456]),
+    ("cross_entropy", [[SECRET, 0]] * 3),
+    ("cross_entropy", [[-SECRET, SECRET + 1]] * 3),
+    ("cross_entropy of 3", [0, 1, 123456]),
+]
+
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(-2, 5),
+    st.floats(),
+    st.complex_numbers(),
+    st.text(),
+    st.binary(),
+    st.fractions(),
+    st.decimals(),
+    st.datetimes(),
+    st.sampled_from([*ELEMENTWISE, *LOSSES, *OPTIMIZERS, "float32", "float64", "softmax"]),
+    st.sampled_from([huge, -huge, len, list, float, np.float32, np.number, NotImplemented, ..., Undescribable()]),
+    npst.scalar_dtypes(),
+    npst.array_dtypes(),
+    npst.scalar_dtypes().flatmap(npst.from_dtype),
+)
+dtypes = st.one_of(npst.scalar_dtypes(), npst.array_dtypes(), npst.unicode_string_dtypes(), st.just(np.dtype(object)))
+arrays = npst.arrays(dtypes, npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
+fitting_arrays = npst.arrays(  # as many rows as the other argument has, and values that often pass
+    st.sampled_from("bBhHiqQefdg"),
+    st.sampled_from([(ROWS,), (ROWS, 1), (ROWS, 2), (ROWS, 3), (ROWS, 4)]),
+    elements=st.sampled_from([0, 1, 1, 2, 100]),
+)
+masked_arrays = fitting_arrays.filter(lambda array: array.dtype != np.float16).map(  # np.ma fills it with 1e20
+    lambda array: np.ma.masked_equal(array, 100)
+)
+settings_objects = st.builds(SGD, scalars, scalars, scalars) | st.builds(Adam, scalars, scalars, scalars, scalars)
+leaves = st.one_of(scalars, arrays, fitting_arrays, settings_objects, arrays.map(Foreign), masked_arrays)
+anything = st.recursive(
+    leaves,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.tuples(inner, inner),
+        st.dictionaries(st.text(max_size=3), inner, max_size=2),
+        st.iterables(inner, max_size=2),
+    ),
+    max_leaves=6,
+)
+
+
+def assert_ready(array, dtype):
+    """Assert what kernels rely on."""
+    assert type(array) is np.ndarray
+    assert array.dtype == dtype
+    assert array.dtype.isnative
+    assert array.ndim == 2
+    assert array.flags.c_contiguous
+    assert array.flags.aligned
+    assert array.flags.writeable
+    assert np.isfinite(array).all()
+
+
+@pytest.mark.parametrize(("check", "value", "expected"), ACCEPTED, ids=numbered(ACCEPTED))
+def test_good_setting_is_returned_in_one_form(check, value, expected):
+    before = snapshot(value)
+    actual = CALLS[check](value)
+
+    assert actual == expected
+    assert type(actual) is type(expected)
+    assert repr(actual) == repr(expected)
+    assert snapshot(value) == before
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_x_is_accepted_and_left_alone(form, dtype):
+    X = FORMS[form](np.arange(12.0).reshape(4, 3))
+    before = snapshot(X)
+    expected = np.arange(12, dtype=dtype).reshape(4, 3)
+    actual = checks.features(X, dtype, inputs=3)
+
+    assert_ready(actual, dtype)
+    np.testing.assert_array_equal(actual, expected)
+    assert snapshot(X) == before
+
+
+def test_memory_map_is_read_and_not_written(tmp_path):
+    X = np.lib.format.open_memmap(tmp_path / "X.npy", "w+", np.float64, (4, 3))
+    X[...] = expected = np.arange(12.0).reshape(4, 3)
+    X.flush()
+    actual = checks.features(np.load(tmp_path / "X.npy", mmap_mode="r"), FLOAT64)
+
+    assert_ready(actual, FLOAT64)
+    np.testing.assert_array_equal(actual, expected)
+    np.testing.assert_array_equal(np.load(tmp_path / "X.npy"), expected)
+
+
+def test_booleans_become_0_and_1():
+    expected = np.array([[0.0, 1.0]])
+    actual = checks.features([[False, True]], FLOAT64)
+
+    assert_ready(actual, FLOAT64)
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_x_without_rows_is_accepted_on_demand():
+    expected = (0, 2)
+    actual = checks.features(np.ones((0, 2)), FLOAT64, minimum_rows=0).shape
+
+    assert actual == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_ready_x_is_not_copied(dtype):
+    X = np.ones((4, 3), dtype)
+    expected = X
+    actual = checks.features(X, dtype)
+
+    assert actual is expected
+
+
+@pytest.mark.parametrize(("loss", "outputs", "y", "expected"), ACCEPTED_TARGETS, ids=numbered(ACCEPTED_TARGETS))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_good_targets_become_rows_and_are_left_alone(loss, outputs, y, expected, dtype):
+    before = snapshot(y)
+    expected = np.array(expected).astype(dtype)
+    actual = checks.targets(y, loss, ROWS, outputs, dtype)
+
+    assert_ready(actual, dtype)
+    np.testing.assert_array_equal(actual, expected)
+    assert snapshot(y) == before
+
+
+def test_settings_are_not_changed_by_an_override():
+    given_settings = SGD(learning_rate=0.5, momentum=0.9)
+    expected = SGD(learning_rate=0.25, momentum=0.9)
+    actual = checks.optimizer(given_settings, 0.25)
+
+    assert actual == expected
+    assert given_settings == SGD(learning_rate=0.5, momentum=0.9)
+
+
+def test_seed_none_draws_a_new_seed_each_time():
+    actual = {checks.seed(None) for _ in range(20)}
+
+    assert len(actual) == 20
+    assert all(type(seed) is int and 0 <= seed < 2**32 for seed in actual)
+
+
+def test_one_activation_serves_any_number_of_hidden_layers():
+    expected = [(), ("relu",), ("relu",) * 3]
+    actual = [checks.activations("relu", layers) for layers in (0, 1, 3)]
+
+    assert actual == expected
+
+
+@pytest.mark.parametrize(("check", "value", "error", "fragment"), REFUSED, ids=numbered(REFUSED))
+def test_bad_argument_is_refused_by_class_and_message(check, value, error, fragment):
+    actual = outcome(check, value)
+
+    assert type(actual) is error
+    assert fragment in str(actual)
+    assert str(actual).startswith(ARGUMENTS)
+    assert len(str(actual)) < 300
+
+
+def test_foreign_error_is_kept_as_the_cause():
+    expected = RuntimeError("on a GPU")
+    with pytest.raises(DataError) as caught:
+        checks.features(Foreign(expected), FLOAT64)
+    actual = caught.value.__cause__
+
+    assert actual is expected
+
+
+@pytest.mark.parametrize("value", [1e39, 3.4028235677973366e38, np.longdouble("1e4000")])
+def test_overflow_of_the_cast_is_an_error_and_never_a_warning(value):
+    expected = "'X' must not overflow float32 (use dtype='float64'), got 1 bad of 80, the first at [3, 1]"
+    with np.errstate(all="raise"), pytest.raises(DataError) as caught:
+        checks.features(with_bad(value, 3, 1, dtype=np.longdouble), FLOAT32)
+    actual = str(caught.value)
+
+    assert actual == expected
+
+
+def test_largest_float32_does_not_overflow():
+    expected = np.finfo(np.float32).max
+    actual = checks.features([[float(expected)]], FLOAT32)[0, 0]
+
+    assert actual == expected
+
+
+@pytest.mark.parametrize("check", SINGLE)
+@pytest.mark.parametrize("container", CONTAINERS, ids=lambda container: type(container).__name__)
+def test_message_never_shows_what_a_container_holds(check, container):
+    actual = outcome(check, container)
+
+    assert isinstance(actual, FastbpError)
+    assert "123456" not in str(actual) + repr(actual)
+
+
+@pytest.mark.parametrize(("check", "value"), SECRET_DATA, ids=numbered(SECRET_DATA))
+def test_message_never_shows_data(check, value):
+    actual = outcome(check, value)
+
+    assert type(actual) is DataError
+    assert "123456" not in str(actual) + repr(actual)
+    assert "1.2345" not in str(actual) + repr(actual)
+
+
+@pytest.mark.parametrize("check", SETTINGS)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(value=anything)
+def test_any_setting_passes_or_fails_by_a_typed_error(check, value):
+    actual = outcome(check, value)
+
+    assert not isinstance(actual, FastbpError) or type(actual) in (ParameterError, ParameterTypeError)
+    assert len(str(actual)) < 300 or not isinstance(actual, FastbpError)
+
+
+@pytest.mark.parametrize("check", DATA)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(value=fitting_arrays | arrays | anything)
+def test_any_data_passes_or_fails_by_a_typed_error(check, value):
+    actual = outcome(check, value)
+
+    if isinstance(actual, FastbpError):
+        assert type(actual) in (DataError, ParameterTypeError)
+        assert len(str(actual)) < 300
+    else:
+        assert_ready(actual, FLOAT32 if check in IN_FLOAT32 else FLOAT64)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(bytes_needed=st.integers(-(2**100), 2**100))
+def test_memory_passes_or_fails_by_a_typed_error(bytes_needed):
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    expected = ResourceError if bytes_needed > present else type(None)
+    actual = type(outcome("memory", bytes_needed))
+
+    assert actual is expected
+
+
+def test_memory_error_says_how_much_is_missing(monkeypatch):
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**20}.__getitem__, raising=False)
+    expected = "a network of 1e9 units needs 4.5 GiB of memory, this machine has 4.0 GiB"
+    checks.memory(2**32, "a network of 1e9 units")
+    with pytest.raises(ResourceError) as caught:
+        checks.memory(2**32 + 2**29, "a network of 1e9 units")
+    actual = str(caught.value)
+
+    assert actual == expected
+
+
+def test_memory_is_bounded_by_addresses_where_the_machine_does_not_tell(monkeypatch):
+    monkeypatch.delattr(os, "sysconf", raising=False)
+    checks.memory(2**47, "a network")
+    with pytest.raises(ResourceError):
+        checks.memory(2**47 + 1, "a network")
+
+
+def test_one_hot_rows_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 256}.__getitem__, raising=False)
+    expected = "'y' as 65536 columns needs"
+    with pytest.raises(ResourceError) as caught:
+        checks.targets([0, 1, 65535], "cross_entropy", ROWS, None, FLOAT64)
+    actual = str(caught.value)
+
+    assert expected in actual
+
+
+@pytest.mark.parametrize(
+    ("error", "builtin"),
+    [
+        (ParameterError, ValueError),
+        (ParameterTypeError, TypeError),
+        (DataError, ValueError),
+        (ResourceError, MemoryError),
+        (DivergenceError, ArithmeticError),
+    ],
+)
+def test_errors_can_be_caught_as_ours_and_as_builtin(error, builtin):
+    assert issubclass(error, FastbpError)
+    assert issubclass(error, builtin)
+
+
+def test_divergence_error_survives_pickling():
+    expected = DivergenceError(7, {"loss": [1.0]})
+    expected.add_note("while tuning")
+    actual = pickle.loads(pickle.dumps(expected))
+
+    assert (actual.epoch, actual.result, str(actual)) == (7, {"loss": [1.0]}, str(expected))
+    assert "epoch 7" in str(actual)
+    assert actual.__notes__ == ["while tuning"]

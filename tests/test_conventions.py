@@ -1,0 +1,365 @@
+"""The house rules, read from the code itself. Tests iterate over what they find, so a new module tests itself."""
+
+import ast
+import doctest
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+import fastbp
+from fastbp import choices
+
+ROOT = Path(__file__).resolve().parents[1]
+TREES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "fastbp").glob("*.py"))}
+
+TOP_LEVEL = {"LICENSE", "README.md", "benchmarks", "fastbp", "pyproject.toml", "tests"}
+
+# What each module may import from the package. A row may name only rows above it.
+MAY_IMPORT = {
+    "choices": set(),
+    "checks": {"choices"},
+    "jit": set(),
+    "simd": {"jit"},
+    "kernels": {"choices", "jit", "simd"},
+    "reference": {"choices"},
+    "network": {"choices", "checks"},
+    "train": {"choices", "checks", "network", "kernels", "reference"},
+    "many": {"choices", "checks", "network", "kernels", "reference", "train"},
+    "xor": {"train"},
+    "sklearn": {"network", "train"},
+    "export": {"network"},
+    "plots": {"network"},
+    "__main__": {"jit", "xor"},
+    "__init__": {"choices", "checks", "network", "train", "many"},
+}
+WITHOUT_NUMBA = ["choices", "checks", "network", "reference"]
+
+# Public kernels that have no twin in the reference, each with its reason.
+ONLY_COMPILED: dict[str, str] = {}
+
+# Docstrings have numpydoc sections, but for compiled code and its twin: formula, shapes and what is written.
+WITH_SECTIONS = [module for module in TREES if module not in {"simd", "kernels", "reference"}]
+
+# Saved networks and compiled code on disk hold these numbers: rows may be added, never changed.
+CODES = {
+    "IDENTITY": 0,
+    "SIGMOID": 1,
+    "TANH": 2,
+    "RELU": 3,
+    "LEAKY_RELU": 4,
+    "SOFTMAX": 5,
+    "SQUARED_ERROR": 0,
+    "BINARY_CROSS_ENTROPY": 1,
+    "CROSS_ENTROPY": 2,
+    "KEEP_GRADIENT": 0,
+    "PLAIN_SGD": 1,
+    "MOMENTUM_SGD": 2,
+    "ADAM": 3,
+}
+NAMES = {
+    "ACTIVATIONS": {"identity": 0, "sigmoid": 1, "tanh": 2, "relu": 3, "leaky_relu": 4, "softmax": 5},
+    "LOSSES": {"squared_error": 0, "binary_cross_entropy": 1, "cross_entropy": 2},
+}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+# --- reading the code ---------------------------------------------------------------------------------------------
+
+
+def is_public(name: str) -> bool:
+    return not name.startswith("_")
+
+
+def decorators(node: Function | ast.ClassDef) -> set[str]:
+    """Names of the decorators, bare: `kernel` for @kernel, @kernel(...) and @jit.kernel."""
+    bare = (decorator.func if isinstance(decorator, ast.Call) else decorator for decorator in node.decorator_list)
+    return {name.attr if isinstance(name, ast.Attribute) else ast.unparse(name) for name in bare}
+
+
+def is_compiled(node: ast.AST) -> bool:
+    return isinstance(node, Function) and not decorators(node).isdisjoint({"kernel", "entry"})
+
+
+def imported(tree: ast.Module) -> set[tuple[str, str]]:
+    """(package, module or "") of whatever a module imports, inside its functions too."""
+    paths = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            paths += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parts = ["fastbp" if node.level else "", node.module or ""]
+            paths += [".".join([*filter(None, parts), alias.name]) for alias in node.names]
+    return {(package, rest[0] if rest else "") for package, *rest in (path.split(".") for path in paths)}
+
+
+def definitions(tree: ast.Module) -> Iterator[tuple[str, Function | ast.ClassDef]]:
+    """Public functions, classes and methods with their dotted names."""
+    for node in tree.body:
+        if isinstance(node, Function | ast.ClassDef) and is_public(node.name):
+            yield node.name, node
+        if isinstance(node, ast.ClassDef) and is_public(node.name):
+            for member in node.body:
+                if isinstance(member, Function) and is_public(member.name):
+                    yield f"{node.name}.{member.name}", member
+
+
+def compiled(tree: ast.Module) -> list[Function]:
+    return [node for node in ast.walk(tree) if is_compiled(node)]
+
+
+def table(
+    functions: Callable[[ast.Module], Iterable[tuple[str, ast.AST]]], modules: Iterable[str] = TREES
+) -> pytest.MarkDecorator:
+    """Parametrise over (module, name, node), called by their dotted names."""
+    rows = [
+        pytest.param(module, name, node, id=f"{module}.{name}")
+        for module in modules
+        if module in TREES
+        for name, node in functions(TREES[module])
+    ]
+    return pytest.mark.parametrize(("module", "name", "node"), rows)
+
+
+def parameters(node: Function) -> set[str]:
+    arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
+    return {argument.arg for argument in arguments if argument} - {"self", "cls"}
+
+
+def documented_parameters(docstring: str) -> set[str]:
+    """Names before the colons in the section Parameters: `X : array`, `beta1, beta2 : float`."""
+    section = re.search(r"^Parameters\n-+\n(.*?)(?=^\S[^\n]*\n-+$|\Z)", docstring, re.MULTILINE | re.DOTALL)
+    lines = re.findall(r"^([^\s:][^:\n]*)", section[1], re.MULTILINE) if section else []
+    return {name.strip(" *") for line in lines for name in line.split(",")}
+
+
+def has_section(docstring: str, title: str) -> bool:
+    return re.search(rf"^{title}\n-+$", docstring, re.MULTILINE) is not None
+
+
+def returns_something(node: Function) -> bool:
+    return node.returns is not None and ast.unparse(node.returns) not in {"None", "NoReturn", "Never"}
+
+
+def run_python(code: str) -> None:
+    """Run code in a new process, where a warning is an error too."""
+    process = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+    assert process.returncode == 0, process.stderr
+
+
+# --- the tree -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="not a git checkout")
+def test_top_level_holds_only_the_agreed_files():
+    listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    expected = TOP_LEVEL
+    actual = {path.split("/")[0] for path in listing.splitlines()}
+
+    assert {name for name in actual - expected if not name.startswith(".")} == set()
+
+
+def test_installed_package_is_the_checkout():
+    expected = {path.name: path.read_bytes() for path in (ROOT / "fastbp").glob("*.py")}
+    actual = {path.name: path.read_bytes() for path in Path(fastbp.__file__).parent.glob("*.py")}
+
+    assert [name for name in expected | actual if expected.get(name) != actual.get(name)] == [], "install it again"
+
+
+# --- imports ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_imports_run_downwards(module):
+    expected = MAY_IMPORT[module]
+    actual = {name if name in TREES else "__init__" for package, name in imported(TREES[module]) if package == "fastbp"}
+
+    assert actual <= expected
+
+
+@pytest.mark.parametrize("module", MAY_IMPORT)
+def test_table_of_imports_runs_downwards(module):
+    above = list(MAY_IMPORT)[: list(MAY_IMPORT).index(module)]
+
+    assert MAY_IMPORT[module] <= set(above)
+
+
+@pytest.mark.parametrize("module", WITHOUT_NUMBA)
+def test_module_does_not_name_numba(module):
+    packages = {package for package, _ in imported(TREES[module])}
+
+    assert packages.isdisjoint({"numba", "llvmlite"})
+
+
+@pytest.mark.parametrize("module", ["fastbp", *(f"fastbp.{module}" for module in WITHOUT_NUMBA)])
+def test_import_does_not_load_numba(module):
+    run_python(f"import sys, {module}; assert not {{'numba', 'fastbp.kernels'}} & set(sys.modules)")
+
+
+@pytest.mark.parametrize(
+    ("statement", "name"),
+    [
+        ("import fastbp", "fastbp.train"),
+        ("import fastbp.train", "fastbp.train"),
+        ("from fastbp import train", "train"),
+    ],
+)
+def test_train_can_be_called_however_it_is_imported(statement, name):
+    run_python(f"{statement}; import numpy; X = numpy.zeros((2, 1)); {name}(X, X, epochs=1, backend='numpy')")
+
+
+# --- docstrings and examples --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_module_has_a_docstring(module):
+    assert ast.get_docstring(TREES[module])
+
+
+@table(definitions)
+def test_public_name_has_a_docstring(module, name, node):
+    assert ast.get_docstring(node)
+
+
+@table(lambda tree: [(node.name, node) for node in compiled(tree)])
+def test_compiled_function_has_a_docstring(module, name, node):
+    assert ast.get_docstring(node)
+
+
+def functions_with_sections(tree: ast.Module) -> Iterator[tuple[str, Function]]:
+    """Public functions and methods, without properties, which are documented as what they are."""
+    for name, node in definitions(tree):
+        if isinstance(node, Function) and decorators(node).isdisjoint({"property", "setter", "cached_property"}):
+            yield name, node
+
+
+@table(functions_with_sections, modules=WITH_SECTIONS)
+def test_docstring_names_every_parameter(module, name, node):
+    expected = parameters(node)
+    actual = documented_parameters(ast.get_docstring(node) or "")
+
+    assert actual == expected
+
+
+@table(functions_with_sections, modules=WITH_SECTIONS)
+def test_docstring_says_what_is_returned(module, name, node):
+    expected = returns_something(node)
+    actual = any(has_section(ast.get_docstring(node) or "", title) for title in ("Returns", "Yields"))
+
+    assert actual == expected
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_examples_of_module_run(module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = fastbp if module == "__init__" else importlib.import_module(f"fastbp.{module}")
+
+    with mock.patch.dict(os.environ):
+        assert doctest.testmod(loaded).failed == 0
+
+
+def test_examples_of_readme_run(tmp_path, monkeypatch):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert blocks
+    assert all(block.startswith(">>> ") for block in blocks)
+
+    # A fence would be read as the last line of the expected output; an empty line ends it.
+    session = re.sub(r"^```.*$", "", text, flags=re.MULTILINE)
+    examples = doctest.DocTestParser().get_doctest(session, {}, "README.md", "README.md", 0)
+    monkeypatch.chdir(tmp_path)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+
+    with mock.patch.dict(os.environ):
+        assert runner.run(examples).failed == 0
+
+
+# --- compiled code ------------------------------------------------------------------------------------------------
+
+
+def allocates(call: ast.Call) -> bool:
+    """Whether a call of NumPy makes an array: everything but a scalar type or an element-wise function does."""
+    function = call.func
+    if not (isinstance(function, ast.Attribute) and ast.unparse(function.value) in {"np", "numpy"}):
+        return False
+    value = getattr(np, function.attr)
+    return not (isinstance(value, np.ufunc) or (isinstance(value, type) and issubclass(value, np.generic)))
+
+
+def formats(node: ast.AST) -> bool:
+    """Whether an expression formats a string."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod):
+        return isinstance(node.left, ast.Constant) and isinstance(node.left.value, str)
+    if isinstance(node, ast.Call):
+        return ast.unparse(node.func) in {"print", "str", "repr"} or ast.unparse(node.func).endswith(".format")
+    return isinstance(node, ast.JoinedStr)
+
+
+def faults(function: Function) -> Iterator[str]:
+    """What a compiled function must not do, with its line."""
+    for node in ast.walk(function):
+        match node:
+            case ast.Raise() | ast.Assert():
+                yield f"line {node.lineno}: raises"
+            case ast.Subscript(ctx=ast.Store()) if any(isinstance(part, ast.Slice) for part in ast.walk(node.slice)):
+                yield f"line {node.lineno}: assigns to a slice"
+            case ast.List() | ast.ListComp() | ast.Dict() | ast.DictComp() | ast.Set() | ast.SetComp():
+                yield f"line {node.lineno}: allocates"
+            case ast.Call() if allocates(node):
+                yield f"line {node.lineno}: allocates"
+        if formats(node):
+            yield f"line {node.lineno}: formats a string"
+
+
+def test_kernels_are_found():
+    """Otherwise the tests below would have no rows, and be skipped."""
+    assert compiled(TREES["kernels"])
+
+
+@table(lambda tree: [(node.name, node) for node in compiled(tree)])
+def test_compiled_function_only_loops(module, name, node):
+    assert list(faults(node)) == []
+
+
+@pytest.mark.parametrize("module", [module for module in ("simd", "kernels") if module in TREES])
+def test_compiled_module_sets_no_options(module):
+    names = {getattr(node, "id", getattr(node, "attr", None)) for node in ast.walk(TREES[module])}
+    keywords = {node.arg for node in ast.walk(TREES[module]) if isinstance(node, ast.keyword)}
+
+    assert (names | keywords).isdisjoint({"fastmath", "parallel", "prange"})
+
+
+@table(lambda tree: [(node.name, node) for node in compiled(tree) if is_public(node.name)], modules=["kernels"])
+def test_kernel_has_a_twin_in_the_reference(module, name, node):
+    twins = {twin.name for twin in TREES["reference"].body if isinstance(twin, Function)}
+
+    assert (name in twins) != (name in ONLY_COMPILED)
+
+
+# --- codes --------------------------------------------------------------------------------------------------------
+
+
+def test_codes_are_append_only():
+    expected = CODES
+    actual = {name: value for name, value in vars(choices).items() if name.isupper() and isinstance(value, int)}
+
+    assert actual == expected
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_names_keep_their_codes(family):
+    expected = NAMES[family]
+    actual = {name: row.code for name, row in getattr(choices, family).items()}
+
+    assert actual == expected
