@@ -222,6 +222,12 @@ def parameters(params: Array, units: tuple[int, ...], bias: bool) -> None:
     _finite("network.params", params, params.dtype)
 
 
+def instance(name: str, value: object, kind: type) -> None:
+    """Check that the value is of this class."""
+    if not isinstance(value, kind):
+        raise ParameterTypeError(f"{name!r} must be a {kind.__name__}, got {_shown(value)}")
+
+
 def alone(**settings: tuple[object, object]) -> None:
     """Refuse settings, given with their defaults, that a ready network brings with it."""
     for name, (value, default) in settings.items():

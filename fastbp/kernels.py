@@ -33,14 +33,11 @@ from fastbp.choices import (
 )
 from fastbp.jit import entry, inlined, kernel
 from fastbp.simd import (
-    GRADIENT_COLUMNS,
-    GRADIENT_ROWS,
     PAIRED,
-    PRODUCT_ROWS,
+    TILE_ROWS,
     absolute,
     add_lane_sums,
     add_outer,
-    add_pairs,
     at,
     exp,
     fill,
@@ -54,12 +51,12 @@ from fastbp.simd import (
     sigmoid,
     store,
     tanh,
+    transpose,
     where_less,
     zeros,
 )
 from fastbp.workspace import Memory, Plan
 
-GRADIENT_TILE = GRADIENT_ROWS * GRADIENT_COLUMNS
 FINISHED, DIVERGED = range(2)
 
 
@@ -96,12 +93,12 @@ def product(w, row_stride, column_stride, rows, n, bias, x, S, out):
     while r < rows:
         # If at least half a tile of rows is left over, they share a tile with rows already done: to compute those
         # again is faster than to go row by row, where each addition waits for the last.
-        if r + PRODUCT_ROWS > rows >= PRODUCT_ROWS and rows - r >= PRODUCT_ROWS // 2:
-            r = rows - PRODUCT_ROWS
+        if r + TILE_ROWS > rows >= TILE_ROWS and rows - r >= TILE_ROWS // 2:
+            r = rows - TILE_ROWS
         w_r, bias_r, out_r = at(w, r * row_stride), at(bias, r), at(out, r * S)
-        if r + PRODUCT_ROWS <= rows:
-            product_rows(PRODUCT_ROWS, w_r, row_stride, column_stride, n, bias_r, x, S, out_r)
-            r += PRODUCT_ROWS
+        if r + TILE_ROWS <= rows:
+            product_rows(TILE_ROWS, w_r, row_stride, column_stride, n, bias_r, x, S, out_r)
+            r += TILE_ROWS
         else:
             product_rows(1, w_r, row_stride, column_stride, n, bias_r, x, S, out_r)
             r += 1
@@ -271,40 +268,101 @@ def output(loss, kind, a, y, weight, O, S, delta, totals):
 
 
 @kernel
-def gradient_tile(rows, columns, tiles, a, a_stride, delta, O, panels, S, gradient):
-    """`weight_gradient` for a few inputs and outputs (tiles = rows columns), whose sums stay in registers."""
-    sums = zeros(tiles, 1, a)
+def transposed(delta, O, panels, S, none, out):
+    """out[p, s, o] = delta[p, o, s], filled up with zeros to C outputs, whole vectors.
+
+    delta (panels, O, S), none (V,) zeros;  writes out (panels, S, C).
+    """
+    V = lanes_of(delta)
+    C = (O + V - 1) // V * V
     for p in range(panels):
-        a_p, delta_p = at(a, p * a_stride * S), at(delta, p * O * S)
-        for v in range(0, S, lanes_of(a)):
-            sums = add_pairs(sums, load(rows, 1, at(a_p, v), S), load(columns, 1, at(delta_p, v), S))
-    add_lane_sums(sums, columns, gradient, O)
+        for o in range(0, C, V):
+            for v in range(0, S, V):
+                transpose(at(delta, (p * O + o) * S + v), S, O - o, none, at(out, (p * S + v) * C + o), C)
 
 
 @kernel
-def weight_gradient(a, a_stride, I, delta, O, panels, S, gradient):
+def wide_tile(rows, vectors, a, a_stride, delta, C, samples, S, gradient, O):
+    """`weight_gradient` for a few inputs and one or two vectors of outputs, whose sums stay in registers."""
+    sums = load(rows, vectors, gradient, O)
+    while samples > 0:
+        for s in range(min(S, samples)):
+            sums = add_outer(sums, at(a, s), S, at(delta, s * C))
+        a, delta, samples = at(a, a_stride * S), at(delta, S * C), samples - S
+    store(gradient, O, sums)
+
+
+@kernel
+def wide_rows(rows, a, a_stride, delta, C, samples, S, gradient, O):
+    """`weight_gradient` for a few inputs and all outputs."""
+    V = lanes_of(a)
+    o = 0
+    while o < C:
+        if PAIRED and o + 2 * V <= C:
+            wide_tile(rows, 2, a, a_stride, at(delta, o), C, samples, S, at(gradient, o), O)
+            o += 2 * V
+        else:
+            wide_tile(rows, 1, a, a_stride, at(delta, o), C, samples, S, at(gradient, o), O)
+            o += V
+
+
+@kernel
+def narrow_tile(rows, a, a_stride, delta, O, panels, S, gradient):
+    """`weight_gradient` for a few inputs and one output: each sum is a vector, whose lanes are summed at the end."""
+    sums = zeros(rows, 1, a)
+    for p in range(panels):
+        for v in range(0, S, lanes_of(a)):
+            delta_o = load(1, 1, at(delta, p * O * S + v), 0)
+            sums = multiply_add(load(rows, 1, at(a, p * a_stride * S + v), S), delta_o, sums)
+    add_lane_sums(sums, gradient, O)
+
+
+@kernel
+def weight_gradient(a, a_stride, I, delta, O, samples, S, none, scratch, gradient):
     """gradient[i, o] += sum_s a[i, s] delta[o, s], over all samples of a block.
 
-    a (panels, a_stride, S) of which I features are used, delta (panels, O, S);  adds to gradient (I, O).
+    a (panels, a_stride, S) of which I features are used, delta (panels, O, S), none (V,) zeros;  writes scratch
+    (panels, S, C), adds to gradient (I, O). What follows gradient in memory is read, and written as it was.
     """
     # forward: z[o, s] = b[o] + sum_i w[i, o] a[i, s], so dz[o, s] / dw[i, o] = a[i, s]
-    o = 0
-    while o < O:
-        i, wide = 0, o + GRADIENT_COLUMNS <= O
-        delta_o = at(delta, o * S)
+    V = lanes_of(a)
+    panels = (samples + S - 1) // S
+    if 2 * O >= V:
+        # The product again, with outputs in the lanes. The lanes beyond O belong to the next row: they have delta 0,
+        # and rows are stored in order, so that each is last written by its own.
+        transposed(delta, O, panels, S, none, scratch)
+        C = (O + V - 1) // V * V
+        i = 0
         while i < I:
-            tall = i + GRADIENT_ROWS <= I
-            a_i, g = at(a, i * S), at(gradient, i * O + o)
-            if tall and wide:
-                gradient_tile(GRADIENT_ROWS, GRADIENT_COLUMNS, GRADIENT_TILE, a_i, a_stride, delta_o, O, panels, S, g)
-            elif tall:
-                gradient_tile(GRADIENT_ROWS, 1, GRADIENT_ROWS, a_i, a_stride, delta_o, O, panels, S, g)
-            elif wide:
-                gradient_tile(1, GRADIENT_COLUMNS, GRADIENT_COLUMNS, a_i, a_stride, delta_o, O, panels, S, g)
+            a_i, g = at(a, i * S), at(gradient, i * O)
+            if i + TILE_ROWS <= I:
+                wide_rows(TILE_ROWS, a_i, a_stride, scratch, C, samples, S, g, O)
+                i += TILE_ROWS
             else:
-                gradient_tile(1, 1, 1, a_i, a_stride, delta_o, O, panels, S, g)
-            i += GRADIENT_ROWS if tall else 1
-        o += GRADIENT_COLUMNS if wide else 1
+                wide_rows(1, a_i, a_stride, scratch, C, samples, S, g, O)
+                i += 1
+    else:
+        for o in range(O):
+            delta_o = at(delta, o * S)
+            i = 0
+            while i < I:
+                a_i, g = at(a, i * S), at(gradient, i * O + o)
+                if i + 4 <= I:
+                    narrow_tile(4, a_i, a_stride, delta_o, O, panels, S, g)
+                    i += 4
+                else:
+                    narrow_tile(1, a_i, a_stride, delta_o, O, panels, S, g)
+                    i += 1
+
+
+@kernel
+def bias_tile(rows, delta, O, panels, S, gradient):
+    """`bias_gradient` for a few outputs."""
+    sums = zeros(rows, 1, delta)
+    for p in range(panels):
+        for v in range(0, S, lanes_of(delta)):
+            sums = sums + load(rows, 1, at(delta, p * O * S + v), S)
+    add_lane_sums(sums, gradient, 1)
 
 
 @kernel
@@ -313,12 +371,14 @@ def bias_gradient(delta, O, panels, S, gradient):
 
     delta (panels, O, S);  adds to gradient (O,).
     """
-    for o in range(O):
-        total = zeros(1, 1, delta)
-        for p in range(panels):
-            for v in range(0, S, lanes_of(delta)):
-                total = total + load(1, 1, at(delta, (p * O + o) * S + v), 0)
-        add_lane_sums(total, 1, at(gradient, o), 1)
+    o = 0
+    while o < O:
+        if o + 4 <= O:
+            bias_tile(4, at(delta, o * S), O, panels, S, at(gradient, o))
+            o += 4
+        else:
+            bias_tile(1, at(delta, o * S), O, panels, S, at(gradient, o))
+            o += 1
 
 
 # --- forward and backward -------------------------------------------------------------------------------------------
@@ -359,13 +419,13 @@ def forward(plan, memory, x, F, panels):
 
 
 @kernel
-def backward(plan, memory, x, F, panels):
+def backward(plan, memory, x, F, samples):
     """Gradients of every layer of a block, given the deltas of the last;  writes deltas, adds to gradient.
 
     x (panels, F, S), activations and deltas as `forward` lays them out.
     """
     layers, S = plan.layers, plan.width
-    w, top = plan.parameters, top_layer(plan)
+    w, top, panels = plan.parameters, top_layer(plan), (samples + S - 1) // S
     unit = np.int64(1)
     for l in range(layers - 1, -1, -1):
         I, O = plan.sizes[l], plan.sizes[l + 1]
@@ -374,11 +434,11 @@ def backward(plan, memory, x, F, panels):
         if plan.biases:
             bias_gradient(delta, O, panels, S, at(memory.gradient, w + I * O))
         if l == 0:
-            weight_gradient(x, F, I, delta, O, panels, S, at(memory.gradient, w))
+            weight_gradient(x, F, I, delta, O, samples, S, memory.none, memory.scratch, at(memory.gradient, w))
         else:
             top -= plan.block * I * S
             a, below = at(memory.activations, top), at(memory.deltas, top)
-            weight_gradient(a, I, I, delta, O, panels, S, at(memory.gradient, w))
+            weight_gradient(a, I, I, delta, O, samples, S, memory.none, memory.scratch, at(memory.gradient, w))
             for p in range(panels):
                 # delta_below[i, s] = f'(z[i, s]) sum_o w[i, o] delta[o, s]
                 delta_p, below_p = at(delta, p * O * S), at(below, p * I * S)
@@ -567,7 +627,7 @@ def bare_memory(memory):
     """The memory with pointers in place of arrays."""
     return Memory(
         at(memory.params, 0), at(memory.gradient, 0), at(memory.first, 0), at(memory.second, 0), at(memory.none, 0),
-        at(memory.scalars, 0), at(memory.data, 0), at(memory.activations, 0), at(memory.deltas, 0),
+        at(memory.scalars, 0), at(memory.data, 0), at(memory.activations, 0), at(memory.deltas, 0), at(memory.scratch, 0),
         at(memory.position, 0), at(memory.totals, 0), at(memory.loss, 0), at(memory.error, 0),
     )  # fmt: skip
 
@@ -613,7 +673,7 @@ def run(plan, memory, data, order, blocks):
         else:
             forward(plan, memory, x, F, panels)
             output_layer(plan, memory, x, F, panels)
-            backward(plan, memory, x, F, panels)
+            backward(plan, memory, x, F, count)
             if row == batch + batch_rows:
                 step(plan, memory, scale)
         if row == n:

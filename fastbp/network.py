@@ -246,4 +246,4 @@ class Network:
         compute, data = engine(), rows_of(X, y)
         data = data.ravel() if compute.__name__.endswith("reference") else panels_of(data, plan)
         compute.run(plan, memory, data, NO_ORDER, plan.blocks_per_epoch)
-        return float(memory.loss[0]), memory.gradient / len(X)
+        return float(memory.loss[0]), memory.gradient[: self.params.size] / len(X)

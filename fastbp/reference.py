@@ -194,7 +194,7 @@ def adam(
 def step(plan: Any, memory: Any, scale: float) -> None:
     """Update the weights with the gradient of a batch, times scale, and clear it."""
     cast = memory.params.dtype.type
-    w, g, settings = memory.params, cast(scale) * memory.gradient, plan.settings
+    w, g, settings = memory.params, cast(scale) * memory.gradient[: plan.parameters], plan.settings
     if plan.optimizer == PLAIN_SGD:
         plain_sgd(w, g, settings[0])
     elif plan.optimizer == MOMENTUM_SGD:
@@ -216,7 +216,7 @@ def finite(w: Array) -> bool:
 
 
 def run(plan: Any, memory: Any, data: Array, order: NDArray[np.int64], blocks: int) -> int:
-    """Train for this many batches, from memory.position on;  returns FINISHED, or DIVERGED at the end of an epoch.
+    """Train for this many blocks, from memory.position on;  returns FINISHED, or DIVERGED at the end of an epoch.
 
     data (n, F): x, y and the weight of each row; order (epochs, n), or empty for the order of the rows.
     """
@@ -227,15 +227,18 @@ def run(plan: Any, memory: Any, data: Array, order: NDArray[np.int64], blocks: i
     with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
         for _ in range(blocks):
             epoch, row = int(position[0]), int(position[1])
-            last = min(row + plan.batch_size, plan.rows)
-            batch = rows[order[epoch - first_epoch, row:last]] if order.size else rows[row:last]
-            x, y, weight = batch[:, :I], batch[:, I : I + O], batch[:, I + O :]
+            begin = row // plan.batch_size * plan.batch_size  # of the batch
+            end = min(begin + plan.batch_size, plan.rows)
+            last = min(row + plan.block * plan.width, end)
+            block = rows[order[epoch - first_epoch, row:last]] if order.size else rows[row:last]
+            x, y, weight = block[:, :I], block[:, I : I + O], block[:, I + O :]
             activations = forward(plan, memory.params, x)
             p, delta, loss = output(plan.loss, plan.kinds[-1], activations[-1], y)
             backward(plan, memory.params, activations, flush(delta * weight), memory.gradient)
             totals[0] += (loss * weight[:, 0]).sum(dtype=np.float64)
             totals[1] += np.abs((p - y) * weight).sum(dtype=np.float64)
-            step(plan, memory, 1 / (last - row) if plan.mean else 1.0)
+            if last == end:
+                step(plan, memory, 1 / (end - begin) if plan.mean else 1.0)
             position[1] = last
             if last == plan.rows:
                 memory.loss[epoch], memory.error[epoch] = totals[0] / plan.rows, totals[1] / (plan.rows * O)

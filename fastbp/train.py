@@ -150,6 +150,7 @@ def train(
     backend = checks.choice("backend", backend, BACKENDS)
     loss = checks.choice("loss", loss, LOSSES)
     if network is not None:
+        checks.instance("network", network, Network)
         checks.alone(
             hidden=(hidden, ()), activation=(activation, "relu"), output=(output, None), bias=(bias, True),
             loss=(loss, "squared_error"), init=(init, "glorot_uniform"), dtype=(dtype, None),
@@ -174,11 +175,11 @@ def train(
 
     plan = make_plan(network, n, batch_size, settings, mean=mean)
     memory = make_memory(plan, network.params, epochs)
-    compute = engine(backend)
     rows = rows_of(X, y)
     shuffler = np.random.default_rng(seed) if shuffle and batch_size < n else None
-    data = rows.ravel() if shuffler or compute.__name__.endswith("reference") else panels_of(rows, plan)
     compile_began = time.perf_counter()
+    compute = engine(backend)
+    data = rows.ravel() if shuffler or compute.__name__.endswith("reference") else panels_of(rows, plan)
     compute.run(plan, memory, data, NO_ORDER, 0)
     compile_seconds = time.perf_counter() - compile_began
 

@@ -46,14 +46,15 @@ class Memory(NamedTuple):
     """What is written, and the position from which the next call goes on."""
 
     params: Array  # (P,)
-    gradient: Array  # (P,) zero between batches
+    gradient: Array  # (P + V,) zero between batches
     first: Array  # (P,) velocity, or Adam's mean of gradients
     second: Array  # (P,) Adam's mean of squares
-    none: Array  # (widest layer,) zeros, where there is no bias
+    none: Array  # (widest layer, at least V) zeros, where there is no bias
     scalars: Array  # (4,) numbers on their way from float64
     data: Array  # (block, F, S) rows gathered for a block
     activations: Array  # (layers, block, O, S)
     deltas: Array  # (layers, block, O, S)
+    scratch: Array  # (block, S, C) deltas of a layer, transposed
     position: NDArray[np.int64]  # (3,) epoch, row and panel of the next block
     totals: NDArray[np.float64]  # (4,) loss and error so far in this epoch, beta1^t, beta2^t
     loss: NDArray[np.float64]  # (epochs,)
@@ -110,18 +111,20 @@ def make_memory(plan: Plan, params: Array, epochs: int) -> Memory:
     """Memory for the plan, with these parameters, which the kernel updates in place."""
     dtype, P = params.dtype, params.size if plan.optimizer != KEEP_GRADIENT or epochs else 0
     inputs, outputs = int(plan.sizes[0]), int(plan.sizes[-1])
+    lanes = VECTOR_BYTES // dtype.itemsize
     samples = plan.block * plan.width
     units = int(plan.sizes[1:].sum())
     return Memory(
         params=params,
-        gradient=aligned(P, dtype),
+        gradient=aligned(P + lanes, dtype),  # kernels read and rewrite up to a vector beyond the last row
         first=aligned(P, dtype),
         second=aligned(P, dtype),
-        none=aligned(int(plan.sizes.max()), dtype),
+        none=aligned(max(lanes, int(plan.sizes.max())), dtype),
         scalars=aligned(4, dtype),
         data=aligned(samples * (inputs + outputs + 1), dtype),
         activations=aligned(samples * units, dtype),
         deltas=aligned(samples * units, dtype),
+        scratch=aligned(samples * -(-int(plan.sizes.max()) // lanes) * lanes, dtype),
         position=np.zeros(3, np.int64),
         totals=np.array([0.0, 0.0, 1.0, 1.0]),
         loss=np.zeros(epochs),

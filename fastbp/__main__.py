@@ -1,0 +1,135 @@
+"""`python -m fastbp [xor | info | warmup]`.
+
+Numba takes half a second to import, and NumPy a tenth: a command imports what it needs, and `--help` needs neither.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import time
+from collections.abc import Sequence
+
+import fastbp
+from fastbp.choices import BACKENDS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Words of the command line, without the program's name; by default those of this process.
+
+    Returns
+    -------
+    int
+        Exit code: 0, 2 if fastbp refuses a setting, 130 after Ctrl-C.
+
+    Raises
+    ------
+    SystemExit
+        If the words are not understood (2), or ask for help or the version (0).
+
+    Examples
+    --------
+    >>> main(["xor", "--epochs", "0"])
+    2
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help", "--version")):
+        words.insert(0, "xor")
+    parser = _parser()
+    options = parser.parse_args(words)
+    try:
+        options.command(options)
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
+    except fastbp.FastbpError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fastbp", description=fastbp.__doc__)
+    parser.add_argument("--version", action="version", version=f"fastbp {fastbp.__version__}")
+    commands = parser.add_subparsers(title="commands", description="xor if none is given", metavar="COMMAND")
+
+    text = "train the notebook's XOR network, print its table and the time of an epoch"
+    xor = commands.add_parser(
+        "xor", help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    xor.add_argument("--backend", choices=BACKENDS, default="numba", help="compiled kernels or the NumPy reference")
+    xor.add_argument("--epochs", type=int, default=10_000, help="updates with all four rows")
+    xor.add_argument("--seed", type=int, default=42, help="seed of the initial weights")
+    xor.add_argument("--hidden", type=int, nargs="+", default=[2], metavar="UNITS", help="units of each hidden layer")
+    xor.set_defaults(command=_xor)
+
+    text = "print versions, what the CPU offers and where compiled code is kept"
+    commands.add_parser("info", help=text, description=text).set_defaults(command=_info)
+
+    text = "compile everything into the cache, so that no program waits for it later"
+    commands.add_parser("warmup", help=text, description=text).set_defaults(command=_warmup)
+    return parser
+
+
+def _xor(options: argparse.Namespace) -> None:
+    from fastbp import xor
+
+    xor.report(options.backend, options.epochs, options.seed, options.hidden)
+
+
+def _info(_: argparse.Namespace) -> None:
+    import llvmlite
+    import llvmlite.binding
+    import numba
+    import numpy as np
+
+    from fastbp import jit, simd
+
+    host = llvmlite.binding.get_host_cpu_name()
+    features = jit.config.CPU_FEATURES  # None unless NUMBA_CPU_FEATURES is set, or NUMBA_CPU_NAME is "generic"
+    features = "those of this CPU" if features is None else features or "those of its name"
+    rows = {
+        "fastbp": fastbp.__version__,
+        "Python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "NumPy": np.__version__,
+        "Numba": numba.__version__,
+        "llvmlite": llvmlite.__version__,
+        "platform": platform.platform(),
+        "CPU": host,
+        "code for": "no CPU: NUMBA_DISABLE_JIT is set" if jit.DISABLED else jit.config.CPU_NAME or host,
+        "features": features,
+        "vectors": f"{simd.VECTOR_BITS} bits, in registers of {simd.REGISTER_BITS} bits",
+        "multiply-add": "fused" if simd.FUSED else "no fused multiply-add: bits differ from other CPUs",
+        "tiles": f"{simd.TILE_ROWS} rows of {'2 vectors' if simd.PAIRED else '1 vector'}",
+        "cache": jit.cache_directory() or "off",
+    }
+    for name, value in rows.items():
+        print(f"{name:<14} {value}")
+
+
+def _warmup(_: argparse.Namespace) -> None:
+    from fastbp import jit
+    from fastbp.train import train
+    from fastbp.xor import X, y
+
+    if jit.DISABLED:
+        print("nothing to compile: NUMBA_DISABLE_JIT is set")
+        return
+    # One compiled version of each entry serves every network and every data set of a precision.
+    for dtype in ("float32", "float64"):
+        result = train(X, y, epochs=0, dtype=dtype)
+        print(f"{dtype} train    {result.compile_seconds:5.2f} s", flush=True)
+        began = time.perf_counter()
+        result.network.predict(X)
+        print(f"{dtype} predict  {time.perf_counter() - began:5.2f} s", flush=True)
+    print(f"cache: {jit.cache_directory() or 'off, nothing was kept'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
