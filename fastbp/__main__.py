@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Examples
     --------
-    >>> main(["xor", "--epochs", "0"])
+    >>> main(["xor", "--backend", "numpy", "--epochs", "0"])  # and says on stderr what is wrong
+    XOR, NumPy reference
     2
     """
     words = list(sys.argv[1:] if arguments is None else arguments)

@@ -606,11 +606,18 @@ def gather(data, order, count, F, S, panels, out):
 
 @kernel
 def finite(P, w):
-    """Whether all numbers of w (P,) are finite."""
-    total = w[0] * 0
-    for q in range(P):
-        total += w[q] * 0
-    return total == 0
+    """Whether all numbers of w (P,) are finite: 0 w is 0 for those, and NaN for others."""
+    V = lanes_of(w)
+    sums = zeros(4, 1, w)  # four sums at once: one alone would wait for each addition
+    q = 0
+    while q + 4 * V <= P:
+        sums = multiply_add(load(4, 1, at(w, q), V), 0.0, sums)
+        q += 4 * V
+    rest = w[0] * 0
+    while q < P:
+        rest += w[q] * 0
+        q += 1
+    return rest + lane_sum(sums) == 0
 
 
 @kernel

@@ -539,11 +539,14 @@ def add_lane_sums(typingctx, tile, g, stride):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def lane_sum(typingctx, tile):  # type: ignore[no-untyped-def]
-    """Sum of the lanes of a tile of one vector, in the order of `add_lane_sums`."""
+    """Sum of all lanes of a tile: of each row in the order of `add_lane_sums`, then over the rows."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        (total,) = _sum_lanes(builder, [builder.extract_value(arguments[0], 0)])
-        return builder.extract_element(total, INT32(0))
+        (sums,) = _sum_lanes(builder, [builder.extract_value(arguments[0], row) for row in range(tile.rows)])
+        total = builder.extract_element(sums, INT32(0))
+        for row in range(1, tile.rows):
+            total = builder.fadd(total, builder.extract_element(sums, INT32(row)))
+        return total
 
     return tile.dtype(tile), generate
 
