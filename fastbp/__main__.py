@@ -6,6 +6,7 @@ Numba takes half a second to import, and NumPy a tenth: a command imports what i
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import sys
 import time
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0, 2 if fastbp refuses a setting, 130 after Ctrl-C.
+        Exit code: 0, 1 if nobody reads the output to its end, 2 if fastbp refuses a setting, 130 after Ctrl-C.
 
     Raises
     ------
@@ -46,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     try:
         options.command(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as with `| head`; Python would fail once more when it writes the rest at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130

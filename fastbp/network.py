@@ -16,7 +16,6 @@ from fastbp.choices import INITIALISERS, LOSSES
 from fastbp.workspace import make_memory, make_plan, panels_of, rows_of
 
 Array = NDArray[Any]
-NO_ORDER = np.empty((0, 0), np.int64)
 
 
 @functools.cache
@@ -245,5 +244,5 @@ class Network:
         memory = make_memory(plan, self.params, 1)
         compute, data = engine(), rows_of(X, y)
         data = data.ravel() if compute.__name__.endswith("reference") else panels_of(data, plan)
-        compute.run(plan, memory, data, NO_ORDER, plan.blocks_per_epoch)
+        compute.run(plan, memory, data, plan.blocks_per_epoch)
         return float(memory.loss[0]), memory.gradient[: self.params.size] / len(X)

@@ -210,27 +210,48 @@ def step(plan: Any, memory: Any, scale: float) -> None:
 # --- the loop -------------------------------------------------------------------------------------------------------
 
 
+def random_bits(counter: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """64 random bits from each counter: splitmix64."""
+    z = counter * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def shuffle(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of the rows in an epoch: Fisher and Yates, from n - 1 down."""
+    key = random_bits(random_bits(np.array([seed], np.uint64)) + np.uint64(epoch))
+    uniform = (random_bits(key + np.arange(n, dtype=np.uint64)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    other = (uniform * np.arange(1, n + 1)).astype(np.int64)
+    order = list(range(n))
+    for i in range(n - 1, 0, -1):
+        j = int(other[i])
+        order[i], order[j] = order[j], order[i]
+    return np.array(order)
+
+
 def finite(w: Array) -> bool:
     """Whether all numbers of w are finite."""
     return bool(np.isfinite(w).all())
 
 
-def run(plan: Any, memory: Any, data: Array, order: NDArray[np.int64], blocks: int) -> int:
+def run(plan: Any, memory: Any, data: Array, blocks: int) -> int:
     """Train for this many blocks, from memory.position on;  returns FINISHED, or DIVERGED at the end of an epoch.
 
-    data (n, F): x, y and the weight of each row; order (epochs, n), or empty for the order of the rows.
+    data (n, F): x, y and the weight of each row.
     """
     I, O = plan.sizes[0], plan.sizes[-1]
     rows = data.reshape(plan.rows, I + O + 1)
     position, totals = memory.position, memory.totals
-    first_epoch = position[0]
     with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
         for _ in range(blocks):
             epoch, row = int(position[0]), int(position[1])
             begin = row // plan.batch_size * plan.batch_size  # of the batch
             end = min(begin + plan.batch_size, plan.rows)
             last = min(row + plan.block * plan.width, end)
-            block = rows[order[epoch - first_epoch, row:last]] if order.size else rows[row:last]
+            if plan.shuffled and row == 0:
+                memory.order[:] = shuffle(plan.rows, plan.seed, epoch)
+            block = rows[memory.order[row:last]] if plan.shuffled else rows[row:last]
             x, y, weight = block[:, :I], block[:, I : I + O], block[:, I + O :]
             activations = forward(plan, memory.params, x)
             p, delta, loss = output(plan.loss, plan.kinds[-1], activations[-1], y)

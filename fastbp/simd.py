@@ -552,33 +552,44 @@ def lane_sum(typingctx, tile):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def transpose(typingctx, pointer, stride, rows, nothing, out, out_stride):  # type: ignore[no-untyped-def]
-    """out[lane * out_stride + row] = pointer[row * stride + lane], for as many rows as a vector has lanes.
-
-    From `rows` on they are read from nothing[0 : lanes] instead.
-    """
+def load_rows(typingctx, pointer, index, stride, rows, nothing):  # type: ignore[no-untyped-def]
+    """Square tile whose row r begins at pointer[index[r] * stride], or from `rows` on at nothing[0]."""
     lanes = VECTOR_BITS // pointer.dtype.bitwidth
     tile = Tile(pointer.dtype, lanes, lanes)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer, stride, rows, nothing, out, out_stride = arguments
-        vectors = []
+        pointer, index, stride, rows, nothing = arguments
+        result = ir.Constant(context.get_value_type(tile), ir.Undefined)
         for row in range(lanes):
-            there = builder.icmp_signed("<", context.get_constant(types.intp, row), rows)
-            vectors.append(_load(context, builder, tile, builder.select(there, pointer, nothing)))
-            pointer = builder.gep(pointer, [stride])
+            number = context.get_constant(types.intp, row)
+            there = builder.icmp_signed("<", number, rows)
+            number = builder.load(builder.gep(index, [builder.select(there, number, number.type(0))]))
+            begin = builder.select(there, builder.gep(pointer, [builder.mul(number, stride)]), nothing)
+            result = builder.insert_value(result, _load(context, builder, tile, begin), row)
+        return result
+
+    return tile(pointer, index, types.intp, types.intp, nothing), generate
+
+
+@intrinsic
+def transpose(typingctx, tile):  # type: ignore[no-untyped-def]
+    """Square tile with rows and lanes exchanged."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lanes = tile.lanes
+        rows = [builder.extract_value(arguments[0], row) for row in range(lanes)]
         # Swap the off-diagonal halves of 2 x 2 blocks, then of 2 x 2 blocks of those, and so on.
         step = 1
         while step < lanes:
             upper = [lanes + lane - step if lane & step else lane for lane in range(lanes)]
             lower = [lanes + lane if lane & step else lane + step for lane in range(lanes)]
             for row in (r for r in range(lanes) if not r & step):
-                x, y = vectors[row], vectors[row + step]
-                vectors[row], vectors[row + step] = _shuffle(builder, x, y, upper), _shuffle(builder, x, y, lower)
+                x, y = rows[row], rows[row + step]
+                rows[row], rows[row + step] = _shuffle(builder, x, y, upper), _shuffle(builder, x, y, lower)
             step *= 2
-        for vector in vectors:
-            _store(builder, vector, out, tile.dtype.bitwidth // 8)
-            out = builder.gep(out, [out_stride])
-        return context.get_dummy_value()
+        result = arguments[0]
+        for row in range(lanes):
+            result = builder.insert_value(result, rows[row], row)
+        return result
 
-    return types.none(pointer, types.intp, types.intp, nothing, out, types.intp), generate
+    return tile(tile), generate

@@ -12,13 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastbp import checks
 from fastbp.choices import BACKENDS, LOSSES, REDUCTIONS, SGD, Adam
-from fastbp.network import NO_ORDER, Network, engine
+from fastbp.network import Network, engine
 from fastbp.workspace import Memory, Plan, make_memory, make_plan, panels_of, rows_of
 
 Array = NDArray[Any]
 
 CHUNK_SECONDS = 0.02  # how long Ctrl-C may have to wait
-ORDER_NUMBERS = 2**20  # row numbers drawn ahead at most: 8 MB
 
 
 class TrainResult(NamedTuple):
@@ -173,54 +172,51 @@ def train(
             sizes, activation=activation, output=output, loss=loss, bias=bias, init=init, seed=seed, dtype=precision
         )
 
-    plan = make_plan(network, n, batch_size, settings, mean=mean)
-    memory = make_memory(plan, network.params, epochs)
+    shuffled = shuffle and batch_size < n
+    plan = make_plan(network, n, batch_size, settings, mean=mean, shuffled=shuffled, seed=seed)
     rows = rows_of(X, y)
-    shuffler = np.random.default_rng(seed) if shuffle and batch_size < n else None
     compile_began = time.perf_counter()
     compute = engine(backend)
-    data = rows.ravel() if shuffler or compute.__name__.endswith("reference") else panels_of(rows, plan)
-    compute.run(plan, memory, data, NO_ORDER, 0)
+    if compute.__name__.endswith("reference"):
+        plan = plan._replace(block=-(-batch_size // plan.width))  # whole batches: NumPy has no use for blocks
+        data = rows.ravel()
+    else:
+        data = rows.ravel() if shuffled else panels_of(rows, plan)
+    memory = make_memory(plan, network.params, epochs)
+    compute.run(plan, memory, data, 0)
     compile_seconds = time.perf_counter() - compile_began
 
     def result(epochs: int) -> TrainResult:
         seconds = time.perf_counter() - began - compile_seconds
         return TrainResult(network, memory.loss[:epochs], memory.error[:epochs], seed, seconds, compile_seconds)
 
-    diverged = run_in_chunks(compute, plan, memory, data, shuffler, epochs)
+    diverged = run_in_chunks(compute, plan, memory, data, epochs)
     if diverged:
         raise checks.DivergenceError(diverged, result(diverged - 1))
     return result(epochs)
 
 
-def run_in_chunks(
-    compute: ModuleType, plan: Plan, memory: Memory, data: Array, shuffler: np.random.Generator | None, epochs: int
-) -> int:
+def run_in_chunks(compute: ModuleType, plan: Plan, memory: Memory, data: Array, epochs: int) -> int:
     """Run the kernel, some 20 ms at a time, so that Python can attend to Ctrl-C; how it is cut shows in no result.
 
     Returns 0, or the epoch, counted from 1, that did not end with finite numbers; memory then holds the epoch before.
     """
     per_epoch = plan.blocks_per_epoch
-    blocks, left = 1, 0  # blocks of the next chunk; blocks left of the epochs whose orders are drawn
+    blocks, left = 1, 0  # blocks of the next chunk; blocks left until a chunk may begin that can be taken back
     while memory.position[0] < epochs:
         if left == 0:
-            drawn = min(max(1, blocks // per_epoch), epochs - int(memory.position[0]))
-            order = NO_ORDER
-            if shuffler:
-                drawn = max(1, min(drawn, ORDER_NUMBERS // plan.rows))
-                order = shuffler.permuted(np.broadcast_to(np.arange(plan.rows), (drawn, plan.rows)), axis=1)
+            left = min(max(1, blocks // per_epoch), epochs - int(memory.position[0])) * per_epoch
             start = [array.copy() for array in memory.state]
-            left = drawn * per_epoch
         chunk = min(blocks, left)
         began = time.perf_counter()
-        status = compute.run(plan, memory, data, order, chunk)
+        status = compute.run(plan, memory, data, chunk)
         seconds = time.perf_counter() - began
         left -= chunk
         if status == compute.DIVERGED:
             diverged = int(memory.position[0])
             for array, saved in zip(memory.state, start, strict=True):
                 array[:] = saved
-            compute.run(plan, memory, data, order, (diverged - 1 - int(memory.position[0])) * per_epoch)
+            compute.run(plan, memory, data, (diverged - 1 - int(memory.position[0])) * per_epoch)
             return diverged
         # Eight times as many at most: of the shortest chunks the clock tells little.
         blocks = max(1, min(8 * chunk, int(chunk * CHUNK_SECONDS / max(seconds, 1e-9))))

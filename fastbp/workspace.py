@@ -29,6 +29,8 @@ class Plan(NamedTuple):
     settings: Array  # (4,) learning rate, then what the optimiser names
     batch_size: int
     mean: bool  # whether the gradient of a batch is divided by its rows
+    shuffled: bool  # whether each epoch has an order of its own
+    seed: int  # of the orders
     rows: int  # n
     width: int  # S, samples of a panel
     block: int  # panels of a block at most
@@ -50,6 +52,8 @@ class Memory(NamedTuple):
     first: Array  # (P,) velocity, or Adam's mean of gradients
     second: Array  # (P,) Adam's mean of squares
     none: Array  # (widest layer, at least V) zeros, where there is no bias
+    counting: NDArray[np.int64]  # (V,) 0, 1, 2, ...
+    order: NDArray[np.int64]  # (n,) rows in the order of the epoch, if shuffled
     scalars: Array  # (4,) numbers on their way from float64
     data: Array  # (block, F, S) rows gathered for a block
     activations: Array  # (layers, block, O, S)
@@ -82,9 +86,16 @@ def panel_width(batch_size: int, dtype: Any) -> int:
 
 
 def make_plan(
-    network: Any, rows: int, batch_size: int, optimizer: SGD | Adam | None = None, *, mean: bool = True
+    network: Any,
+    rows: int,
+    batch_size: int,
+    optimizer: SGD | Adam | None = None,
+    *,
+    mean: bool = False,
+    shuffled: bool = False,
+    seed: int = 0,
 ) -> Plan:
-    """Plan for so many rows; without an optimiser the gradient is summed and kept."""
+    """Plan for so many rows; without an optimiser the gradient is kept as it is summed."""
     dtype = network.params.dtype
     width = panel_width(batch_size, dtype)
     lanes = VECTOR_BYTES // dtype.itemsize
@@ -100,6 +111,8 @@ def make_plan(
         settings=np.array((optimizer.learning_rate, *optimizer.settings) if optimizer else (0, 0, 0, 0), dtype),
         batch_size=batch_size,
         mean=mean,
+        shuffled=shuffled,
+        seed=seed,
         rows=rows,
         width=width,
         block=block,
@@ -120,6 +133,8 @@ def make_memory(plan: Plan, params: Array, epochs: int) -> Memory:
         first=aligned(P, dtype),
         second=aligned(P, dtype),
         none=aligned(max(lanes, int(plan.sizes.max())), dtype),
+        counting=np.arange(lanes),
+        order=np.empty(plan.rows * plan.shuffled, np.int64),
         scalars=aligned(4, dtype),
         data=aligned(samples * (inputs + outputs + 1), dtype),
         activations=aligned(samples * units, dtype),
