@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 import operator
 import os
@@ -215,7 +216,7 @@ def dtype(value: object, X: object = None) -> np.dtype[Any]:
 
 def parameters(params: Array, units: tuple[int, ...], bias: bool) -> None:
     """Check the vector of parameters of a network, which its owner may have replaced."""
-    size = sum(o * (i + bias) for i, o in zip(units[:-1], units[1:], strict=True))
+    size = sum(o * (i + bias) for i, o in itertools.pairwise(units))
     good = isinstance(params, np.ndarray) and params.dtype in (np.float32, np.float64) and params.dtype.isnative
     if not good or params.shape != (size,) or not (params.flags.c_contiguous and params.flags.writeable):
         raise DataError(f"'network.params' must be a writeable float array of shape ({size},), got {_shown(params)}")

@@ -323,8 +323,8 @@ def narrow_tile(rows, a, a_stride, delta, O, panels, S, gradient):
 def weight_gradient(a, a_stride, I, delta, O, samples, S, counting, none, scratch, gradient):
     """gradient[i, o] += sum_s a[i, s] delta[o, s], over all samples of a block.
 
-    a (panels, a_stride, S) of which I features are used, delta (panels, O, S), counting and none as for
-    `transposed`;  writes scratch (panels, S, C), adds to gradient (I, O). What follows gradient in memory is read, and written as it was.
+    a (panels, a_stride, S) of which I features are used, delta (panels, O, S), counting and none as in `transposed`;
+    writes scratch (panels, S, C), adds to gradient (I, O). Up to V numbers after gradient are written as they were.
     """
     # forward: z[o, s] = b[o] + sum_i w[i, o] a[i, s], so dz[o, s] / dw[i, o] = a[i, s]
     V = lanes_of(a)
@@ -390,8 +390,8 @@ def bias_gradient(delta, O, panels, S, gradient):
 def top_layer(plan):
     """Where the last layer begins in activations and deltas."""
     top = 0
-    for l in range(plan.layers - 1):
-        top += plan.block * plan.sizes[l + 1] * plan.width
+    for layer in range(plan.layers - 1):
+        top += plan.block * plan.sizes[layer + 1] * plan.width
     return top
 
 
@@ -405,16 +405,16 @@ def forward(plan, memory, x, F, panels):
     a, a_stride = x, F
     w, top = 0, 0
     unit = np.int64(1)  # a literal would compile `product` once more
-    for l in range(layers):
-        I, O = plan.sizes[l], plan.sizes[l + 1]
+    for layer in range(layers):
+        I, O = plan.sizes[layer], plan.sizes[layer + 1]
         weights, out = at(memory.params, w), at(memory.activations, top)
         bias = at(memory.params, w + I * O) if plan.biases else memory.none
         for p in range(panels):
             z = at(out, p * O * S)
             # z[o, s] = b[o] + sum_i w[i, o] a[i, s]
             product(weights, unit, O, O, I, bias, at(a, p * a_stride * S), S, z)
-            if l + 1 < layers:
-                activate(plan.kinds[l], z, O * S)
+            if layer + 1 < layers:
+                activate(plan.kinds[layer], z, O * S)
         a, a_stride = out, O
         w += I * O + (O if plan.biases else 0)
         top += plan.block * O * S
@@ -429,14 +429,14 @@ def backward(plan, memory, x, F, samples):
     layers, S = plan.layers, plan.width
     w, top, panels = plan.parameters, top_layer(plan), (samples + S - 1) // S
     unit, counting, none = np.int64(1), memory.counting, memory.none
-    for l in range(layers - 1, -1, -1):
-        I, O = plan.sizes[l], plan.sizes[l + 1]
+    for layer in range(layers - 1, -1, -1):
+        I, O = plan.sizes[layer], plan.sizes[layer + 1]
         delta = at(memory.deltas, top)
         w -= I * O + (O if plan.biases else 0)
         gradient = at(memory.gradient, w)
         if plan.biases:
             bias_gradient(delta, O, panels, S, at(gradient, I * O))
-        if l == 0:
+        if layer == 0:
             weight_gradient(x, F, I, delta, O, samples, S, counting, none, memory.scratch, gradient)
         else:
             top -= plan.block * I * S
@@ -446,7 +446,7 @@ def backward(plan, memory, x, F, samples):
                 # delta_below[i, s] = f'(z[i, s]) sum_o w[i, o] delta[o, s]
                 delta_p, below_p = at(delta, p * O * S), at(below, p * I * S)
                 product(at(memory.params, w), O, unit, I, O, none, delta_p, S, below_p)
-                slope(plan.kinds[l - 1], below_p, at(a, p * I * S), I * S)
+                slope(plan.kinds[layer - 1], below_p, at(a, p * I * S), I * S)
 
 
 # --- optimisers -----------------------------------------------------------------------------------------------------
@@ -535,15 +535,15 @@ def tiny_batch(plan, memory, x, scale):
     rate = memory.scalars[0] * plan.settings[0]
     fused = plan.optimizer == PLAIN_SGD
     a, w, top = x, 0, 0
-    for l in range(layers):
-        I, O = plan.sizes[l], plan.sizes[l + 1]
+    for layer in range(layers):
+        I, O = plan.sizes[layer], plan.sizes[layer + 1]
         out = at(memory.activations, top)
         for o in range(O):
             # z[o, s] = b[o] + sum_i w[i, o] a[i, s]
             z = fill(1, 1, at(params, w + I * O + o) if plan.biases else memory.none)
             for i in range(I):
                 z = add_outer(z, at(params, w + i * O + o), 0, at(a, i * S))
-            store(at(out, o * S), 0, activation(plan.kinds[l], z) if l + 1 < layers else z)
+            store(at(out, o * S), 0, activation(plan.kinds[layer], z) if layer + 1 < layers else z)
         a = out
         w += I * O + (O if plan.biases else 0)
         top += O * S
@@ -553,11 +553,11 @@ def tiny_batch(plan, memory, x, scale):
     y, delta = at(x, plan.sizes[0] * S), at(memory.deltas, top)
     output(plan.loss, plan.kinds[layers - 1], a, y, at(y, O * S), O, S, delta, memory.totals)
 
-    for l in range(layers - 1, -1, -1):
-        I, O = plan.sizes[l], plan.sizes[l + 1]
+    for layer in range(layers - 1, -1, -1):
+        I, O = plan.sizes[layer], plan.sizes[layer + 1]
         w -= I * O + (O if plan.biases else 0)
         a, below = x, delta
-        if l > 0:
+        if layer > 0:
             top -= I * S
             a, below = at(memory.activations, top), at(memory.deltas, top)
             for i in range(I):
@@ -565,7 +565,7 @@ def tiny_batch(plan, memory, x, scale):
                 sums = zeros(1, 1, a)
                 for o in range(O):
                     sums = add_outer(sums, at(params, w + i * O + o), 0, at(delta, o * S))
-                sums = times_slope(plan.kinds[l - 1], sums, load(1, 1, at(a, i * S), 0))
+                sums = times_slope(plan.kinds[layer - 1], sums, load(1, 1, at(a, i * S), 0))
                 store(at(below, i * S), 0, flush(sums, tiny_of(a)))
         for o in range(O):
             delta_o = load(1, 1, at(delta, o * S), 0)
@@ -654,7 +654,8 @@ def bare_plan(plan):
     """The plan with pointers in place of arrays."""
     return Plan(
         at(plan.sizes, 0), at(plan.kinds, 0), plan.layers, plan.parameters, plan.loss, plan.biases, plan.optimizer,
-        at(plan.settings, 0), plan.batch_size, plan.mean, plan.shuffled, plan.seed, plan.rows, plan.width, plan.block, plan.tiny,
+        at(plan.settings, 0), plan.batch_size, plan.mean, plan.shuffled, plan.seed, plan.rows, plan.width, plan.block,
+        plan.tiny,
     )  # fmt: skip
 
 
@@ -663,8 +664,8 @@ def bare_memory(memory):
     """The memory with pointers in place of arrays."""
     return Memory(
         at(memory.params, 0), at(memory.gradient, 0), at(memory.first, 0), at(memory.second, 0), at(memory.none, 0),
-        at(memory.counting, 0), at(memory.order, 0),
-        at(memory.scalars, 0), at(memory.data, 0), at(memory.activations, 0), at(memory.deltas, 0), at(memory.scratch, 0),
+        at(memory.counting, 0), at(memory.order, 0), at(memory.scalars, 0), at(memory.data, 0),
+        at(memory.activations, 0), at(memory.deltas, 0), at(memory.scratch, 0),
         at(memory.position, 0), at(memory.totals, 0), at(memory.loss, 0), at(memory.error, 0),
     )  # fmt: skip
 

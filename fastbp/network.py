@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 import warnings
 from types import ModuleType
@@ -19,8 +20,8 @@ Array = NDArray[Any]
 
 
 @functools.cache
-def engine(backend: str = "numba") -> ModuleType:
-    """The module that computes: the kernels, or the reference for "numpy" and where Numba's compiler is turned off."""
+def engine(backend: str) -> ModuleType:
+    """Return the module that computes: the kernels, or the reference for "numpy" or without Numba's compiler."""
     if backend == "numba":
         from fastbp import jit
 
@@ -37,10 +38,10 @@ def engine(backend: str = "numba") -> ModuleType:
 
 
 def initialise(sizes: tuple[int, ...], bias: bool, init: str, seed: int, dtype: Any) -> Array:
-    """The flat vector of a new network: for each layer W (inputs, outputs) in C order, then b (outputs,)."""
+    """Draw the flat vector of a new network: for each layer W (inputs, outputs) in C order, then b (outputs,)."""
     random = np.random.RandomState(seed)  # its streams are frozen: the same network in every version of NumPy
     parts = []
-    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+    for inputs, outputs in itertools.pairwise(sizes):
         shape = (inputs, outputs)
         if init == "uniform":
             weights = random.uniform(size=shape)
@@ -135,7 +136,7 @@ class Network:
 
     def _views(self) -> list[tuple[Array, Array]]:
         views, start = [], 0
-        for inputs, outputs in zip(self.sizes[:-1], self.sizes[1:], strict=True):
+        for inputs, outputs in itertools.pairwise(self.sizes):
             end = start + inputs * outputs
             biases = self.params[end : end + outputs * self.bias]
             views.append((self.params[start:end].reshape(inputs, outputs), biases))
@@ -202,7 +203,7 @@ class Network:
         predictions = np.empty((len(X), self.sizes[-1]), self.params.dtype)
         if len(X):
             plan = make_plan(self, len(X), len(X))
-            engine().predict(plan, make_memory(plan, self.params, 0), X.ravel(), np.arange(len(X)), predictions)
+            engine("numba").predict(plan, make_memory(plan, self.params, 0), X.ravel(), np.arange(len(X)), predictions)
         return predictions
 
     def loss_and_gradient(self, X: ArrayLike, y: ArrayLike) -> tuple[float, Array]:
@@ -242,7 +243,7 @@ class Network:
         y = checks.targets(y, self.loss, len(X), self.sizes[-1], self.params.dtype)
         plan = make_plan(self, len(X), len(X))
         memory = make_memory(plan, self.params, 1)
-        compute, data = engine(), rows_of(X, y)
+        compute, data = engine("numba"), rows_of(X, y)
         data = data.ravel() if compute.__name__.endswith("reference") else panels_of(data, plan)
         compute.run(plan, memory, data, plan.blocks_per_epoch)
         return float(memory.loss[0]), memory.gradient[: self.params.size] / len(X)

@@ -148,23 +148,23 @@ def forward(plan: Any, params: Array, x: Array) -> list[Array]:
     """X and a_l = f_l(a_{l-1} W_l + b_l) for every layer; the last is left as logits."""
     activations = [x]
     layers = layers_of(plan, params)
-    for l, (w, b) in enumerate(layers):
+    for layer, (w, b) in enumerate(layers):
         z = product(w, activations[-1], b if b.size else 0)
-        activations.append(activation(plan.kinds[l], z) if l + 1 < len(layers) else z)
+        activations.append(activation(plan.kinds[layer], z) if layer + 1 < len(layers) else z)
     return activations
 
 
 def backward(plan: Any, params: Array, activations: list[Array], delta: Array, gradient: Array) -> None:
     """Gradients of every layer, given the deltas of the last;  adds to gradient (P,)."""
     layers, gradients = layers_of(plan, params), layers_of(plan, gradient)
-    for l in range(len(layers) - 1, -1, -1):
-        w_gradient, b_gradient = gradients[l]
-        w_gradient += weight_gradient(activations[l], delta)
+    for layer in range(len(layers) - 1, -1, -1):
+        w_gradient, b_gradient = gradients[layer]
+        w_gradient += weight_gradient(activations[layer], delta)
         if b_gradient.size:
             b_gradient += bias_gradient(delta)
-        if l > 0:
-            below = product(layers[l][0].T, delta)
-            delta = flush(times_slope(plan.kinds[l - 1], below, activations[l]))
+        if layer > 0:
+            below = product(layers[layer][0].T, delta)
+            delta = flush(times_slope(plan.kinds[layer - 1], below, activations[layer]))
 
 
 # --- optimisers -----------------------------------------------------------------------------------------------------
@@ -201,8 +201,9 @@ def step(plan: Any, memory: Any, scale: float) -> None:
         momentum_sgd(w, g, memory.first, settings[0], settings[1], bool(settings[2]))
     elif plan.optimizer == ADAM:
         memory.totals[2:] *= settings[1:3]
-        corrections = cast(1 - memory.totals[2]), cast(1 - memory.totals[3])
-        adam(w, g, memory.first, memory.second, *settings, *corrections)
+        correction1, correction2 = cast(1 - memory.totals[2]), cast(1 - memory.totals[3])
+        rate, beta1, beta2, epsilon = settings
+        adam(w, g, memory.first, memory.second, rate, beta1, beta2, epsilon, correction1, correction2)
     if plan.optimizer in (PLAIN_SGD, MOMENTUM_SGD, ADAM):
         memory.gradient[:] = 0
 
@@ -210,7 +211,7 @@ def step(plan: Any, memory: Any, scale: float) -> None:
 # --- the loop -------------------------------------------------------------------------------------------------------
 
 
-def random_bits(counter: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def random_bits(counter: Array) -> Array:
     """64 random bits from each counter: splitmix64."""
     z = counter * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

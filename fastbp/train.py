@@ -36,7 +36,8 @@ class TrainResult(NamedTuple):
     seconds : float
         Time of the training itself.
     compile_seconds : float
-        Time to compile the kernels or to load them from disk; almost nothing after the first call of a process.
+        Time to import Numba and to compile the kernels or load them from disk; almost nothing after the first call of
+        a process.
     """
 
     network: Network
@@ -174,6 +175,7 @@ def train(
 
     shuffled = shuffle and batch_size < n
     plan = make_plan(network, n, batch_size, settings, mean=mean, shuffled=shuffled, seed=seed)
+    checks.memory(16 * epochs + 2 * n * (X.shape[1] + y.shape[1] + 1) * precision.itemsize, "epochs and data")
     rows = rows_of(X, y)
     compile_began = time.perf_counter()
     compute = engine(backend)

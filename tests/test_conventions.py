@@ -27,27 +27,44 @@ TOP_LEVEL = {"LICENSE", "README.md", "benchmarks", "fastbp", "pyproject.toml", "
 MAY_IMPORT = {
     "choices": set(),
     "checks": {"choices"},
+    "workspace": {"choices"},
     "jit": set(),
     "simd": {"jit"},
-    "kernels": {"choices", "jit", "simd"},
+    "kernels": {"choices", "workspace", "jit", "simd"},
     "reference": {"choices"},
-    "network": {"choices", "checks"},
-    "train": {"choices", "checks", "network", "kernels", "reference"},
-    "many": {"choices", "checks", "network", "kernels", "reference", "train"},
-    "xor": {"train"},
-    "sklearn": {"network", "train"},
-    "export": {"network"},
-    "plots": {"network"},
-    "__main__": {"jit", "xor"},
-    "__init__": {"choices", "checks", "network", "train", "many"},
+    "network": {"choices", "checks", "workspace", "jit", "kernels", "reference"},
+    "train": {"choices", "checks", "workspace", "network"},
+    "xor": {"choices", "checks", "reference", "network", "train"},
+    "__init__": {"choices", "checks", "network", "train"},
+    "__main__": {"__init__", "choices", "checks", "jit", "simd", "network", "train", "xor"},
 }
 WITHOUT_NUMBA = ["choices", "checks", "network", "reference"]
 
 # Public kernels that have no twin in the reference, each with its reason.
-ONLY_COMPILED: dict[str, str] = {}
+TILE = "a part of the kernel that calls it: which sums share registers"
+LAYOUT = "panels and pointers, which matrices do not need"
+ONLY_COMPILED = {
+    "product_tile": TILE,
+    "product_rows": TILE,
+    "wide_tile": TILE,
+    "wide_rows": TILE,
+    "narrow_tile": TILE,
+    "bias_tile": TILE,
+    "activate": "`activation` for a whole panel",
+    "slope": "`times_slope` for a whole panel",
+    "highest": "a part of `softmax`",
+    "tiny_batch": "forward, backward and step once more, fused: compared with the twin of `run`",
+    "output_layer": LAYOUT,
+    "transposed": LAYOUT,
+    "gather": LAYOUT,
+    "top_layer": LAYOUT,
+    "bare_plan": LAYOUT,
+    "bare_memory": LAYOUT,
+}
 
-# Docstrings have numpydoc sections, but for compiled code and its twin: formula, shapes and what is written.
-WITH_SECTIONS = [module for module in TREES if module not in {"simd", "kernels", "reference"}]
+# What users call has docstrings with numpydoc sections; inside the house formula, shapes and what is written do.
+WITH_SECTIONS = ["choices", "network", "train", "xor"]
+PUBLIC = {*fastbp.__all__, *(node.name for node in TREES["xor"].body if isinstance(node, ast.FunctionDef))}
 
 # Saved networks and compiled code on disk hold these numbers: rows may be added, never changed.
 CODES = {
@@ -87,7 +104,7 @@ def decorators(node: Function | ast.ClassDef) -> set[str]:
 
 
 def is_compiled(node: ast.AST) -> bool:
-    return isinstance(node, Function) and not decorators(node).isdisjoint({"kernel", "entry"})
+    return isinstance(node, Function) and not decorators(node).isdisjoint({"kernel", "inlined", "entry"})
 
 
 def imported(tree: ast.Module) -> set[tuple[str, str]]:
@@ -238,9 +255,10 @@ def test_compiled_function_has_a_docstring(module, name, node):
 
 
 def functions_with_sections(tree: ast.Module) -> Iterator[tuple[str, Function]]:
-    """Public functions and methods, without properties, which are documented as what they are."""
+    """What users call, without properties, which are documented as what they are."""
     for name, node in definitions(tree):
-        if isinstance(node, Function) and decorators(node).isdisjoint({"property", "setter", "cached_property"}):
+        called = name.split(".")[0] in PUBLIC and isinstance(node, Function)
+        if called and decorators(node).isdisjoint({"property", "setter", "cached_property"}):
             yield name, node
 
 

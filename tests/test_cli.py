@@ -1,0 +1,349 @@
+"""`python -m fastbp`, run as its users run it: in processes of its own, with a cache of its own."""
+
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+import fastbp
+from fastbp.choices import BACKENDS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+LOSSES = {
+    1000: 0.39557039180027914,
+    2000: 0.268978650120054,
+    3000: 0.20877501367079165,
+    4000: 0.17388635703099511,
+    5000: 0.15095324126862225,
+    6000: 0.13460178571028433,
+    7000: 0.12227213430243797,
+    8000: 0.11258998461667526,
+    9000: 0.10475002443046719,
+    10000: 0.09824792584007563,
+}
+FIGURES = """
+Final hidden weights:
+[[0.90571962 7.32475086]
+ [0.90572643 7.32731531]]
+Final output weights:
+[[-27.46354604]
+ [ 21.74964594]]
+Predictions of the last epoch:
+[[0.05432736]
+ [0.89823995]
+ [0.89824011]
+ [0.13514441]]
+
+"""
+
+posix = pytest.mark.skipif(os.name != "posix", reason="signals and pipes of another kind")
+x86 = pytest.mark.skipif(platform.machine().lower() not in {"x86_64", "amd64"}, reason="names of x86 processors")
+
+
+def environment(**variables):
+    """Keep the variables of this process, but what would turn off the compiler or its cache."""
+    kept = {name: value for name, value in os.environ.items() if name not in {"FASTBP_CACHE", "NUMBA_DISABLE_JIT"}}
+    return kept | {"PYTHONPATH": str(ROOT)} | variables
+
+
+def python(*arguments, **variables):
+    """Run Python in a new process, where a warning is an error too."""
+    command = [sys.executable, "-W", "error", *arguments]
+    return subprocess.run(command, env=environment(**variables), capture_output=True, text=True, timeout=120)
+
+
+def run(*arguments, **variables):
+    """Run the program; return what it prints if it ends well and complains of nothing."""
+    done = python("-m", "fastbp", *arguments, **variables)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout
+
+
+def losses(text):
+    return {int(epoch): loss for epoch, loss in re.findall(r"^Epoch (\d+), Loss: (\S+)$", text, re.MULTILINE)}
+
+
+def row(text, name):
+    return re.search(rf"^ *{name} +(.*)$", text, re.MULTILINE)[1]
+
+
+def packages(importtime):
+    """Packages in the listing of -X importtime."""
+    return {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in importtime.splitlines() if "|" in line}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Keep compiled code in a directory that only `warmup` has written to."""
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def warmup(cache):
+    return run("warmup", NUMBA_CACHE_DIR=cache)
+
+
+@pytest.fixture(scope="module")
+def table(cache, warmup):
+    """What the program prints, by back end."""
+    return {backend: run("xor", "--backend", backend, NUMBA_CACHE_DIR=cache) for backend in BACKENDS}
+
+
+# --- warmup -------------------------------------------------------------------------------------------------------
+
+
+def test_warmup_names_what_it_compiled_and_where(cache, warmup):
+    expected = [(dtype, entry) for dtype in ("float32", "float64") for entry in ("train", "predict")]
+    actual = re.findall(r"^(\w+) (\w+) +\d+\.\d\d s$", warmup, re.MULTILINE)
+
+    assert actual == expected
+    assert row(warmup, "cache:") == str(Path(cache) / "fastbp")
+
+
+def test_nothing_is_compiled_after_warmup(cache, warmup):
+    code = """
+import numpy as np
+import fastbp
+
+for dtype in ("float32", "float64"):
+    X = np.ones((40, 3), dtype)
+    X.flags.writeable = False
+    for settings in ({}, {"optimizer": "sgd", "batch_size": None, "hidden": (9, 9), "bias": False}):
+        network = fastbp.train(X, X, epochs=2, dtype=dtype, **settings).network
+        network.predict(X[::2])
+        network.loss_and_gradient(X.tolist(), X)
+
+from fastbp import kernels
+
+for entry in (kernels.run, kernels.predict):
+    print(sum(entry.stats.cache_hits.values()), sum(entry.stats.cache_misses.values()))
+"""
+    expected = (0, "2 0\n2 0\n", "")
+    done = python("-c", code, NUMBA_CACHE_DIR=cache)
+    actual = done.returncode, done.stdout, done.stderr
+
+    assert actual == expected
+
+
+def test_warmup_says_that_nothing_is_compiled_without_compiler():
+    assert run("warmup", NUMBA_DISABLE_JIT="1") == "nothing to compile: NUMBA_DISABLE_JIT is set\n"
+
+
+# --- xor ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_losses_are_the_notebook_s(table, backend):
+    expected = LOSSES
+    actual = {epoch: float(loss) for epoch, loss in losses(table[backend]).items()}
+
+    assert list(actual) == list(expected)
+    assert_allclose(list(actual.values()), list(expected.values()), rtol=1e-13)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_and_predictions_are_the_notebook_s(table, backend):
+    expected = FIGURES
+    actual = table[backend]
+
+    assert expected in actual
+    assert len(re.findall(r"\d\.\d{8}(?!\d)", actual)) == 10  # .ci/run takes them for these
+
+
+def test_no_command_means_xor(table, cache):
+    expected = table["numba"].split("Time")[0]
+    actual = run(NUMBA_CACHE_DIR=cache).split("Time")[0]
+
+    assert actual == expected
+
+
+def test_kernels_are_much_faster_than_the_reference(table, cache):
+    """A floor, not a benchmark; the machine may have been busy once."""
+    assert float(row(table["numba"], "ratio")) > 50 or float(row(run(NUMBA_CACHE_DIR=cache), "ratio")) > 50
+
+
+def test_times_are_printed_apart(table):
+    expected = ["compiled kernels", "NumPy reference"]
+    actual = re.findall(r"^  (\w+ \w+) +\d+\.\d (?:ns|us|ms)$", table["numba"], re.MULTILINE)
+
+    assert actual == expected
+    assert re.fullmatch(r"\d+\.\d\d s", row(table["numba"], "Compiling the kernels, or loading them from disk:"))
+
+
+def test_reference_alone_says_nothing_of_kernels(table):
+    assert re.fullmatch(r"\d+\.\d [um]s", row(table["numpy"], "NumPy reference"))
+    assert re.findall("ratio|ompil|kernel", table["numpy"]) == []
+
+
+def test_reference_does_without_numba():
+    done = python("-X", "importtime", "-m", "fastbp", "--backend", "numpy", "--epochs", "10")
+
+    assert done.returncode == 0
+    assert packages(done.stderr) & {"numba", "llvmlite"} == set()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"),
+    [
+        (500, range(50, 501, 50)),
+        (25, [*range(2, 25, 2), 25]),
+        (3, [1, 2, 3]),
+        (1, [1]),
+    ],
+)
+def test_about_ten_losses_are_printed(epochs, expected):
+    actual = losses(run("--backend", "numpy", "--epochs", str(epochs)))
+
+    assert list(actual) == list(expected)
+
+
+def test_options_do_without_the_word_xor():
+    options = ("--backend", "numpy", "--epochs", "20", "--seed", "7", "--hidden", "4", "3")
+    expected = run("xor", *options).split("Time")[0]
+    actual = run(*options).split("Time")[0]
+
+    assert actual == expected
+    assert actual.count("[[") == 4  # weights of three layers and the predictions
+
+
+def test_seed_matters():
+    first, second = (losses(run("--backend", "numpy", "--epochs", "1", "--seed", seed)) for seed in "12")
+
+    assert first != second
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_stopping_before_the_last_epoch_changes_no_bit(backend, cache, warmup):
+    code = f"""
+import numpy as np
+from fastbp import xor
+
+for epochs in (1, 2, 1000):
+    for hidden in (2, (9, 4)):
+        expected = xor.train_xor({backend!r}, epochs, hidden=hidden)
+        actual, predictions = xor.train_and_predict({backend!r}, epochs, hidden=hidden)
+
+        assert actual.network.params.tobytes() == expected.network.params.tobytes()
+        assert actual.error.tobytes() == expected.error.tobytes()
+        assert actual.loss.tobytes() == expected.loss.tobytes()
+        assert np.isclose(np.abs(xor.y - predictions).mean(), expected.error[-1], rtol=1e-14, atol=0)
+"""
+    done = python("-c", code, NUMBA_CACHE_DIR=cache)
+
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
+def start(*arguments):
+    """Start the program with the reference, and return when training begins."""
+    command = [sys.executable, "-m", "fastbp", "--backend", "numpy", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, env=environment(), text=True, **pipes)
+    process.stdout.readline()
+    return process
+
+
+@posix
+def test_interrupted_program_ends_with_one_line():
+    with start("--epochs", "10000000") as process:
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+
+    assert (process.returncode, errors) == (130, "python -m fastbp: interrupted\n")
+
+
+@posix
+def test_reader_may_leave_before_the_end():
+    with start("--epochs", "10") as process:
+        process.stdout.close()
+        errors = process.stderr.read()
+
+    assert (process.returncode, errors) == (1, "")
+
+
+# --- info ---------------------------------------------------------------------------------------------------------
+
+
+def test_info_names_versions_and_cache(tmp_path):
+    text = run("info", NUMBA_CACHE_DIR=str(tmp_path))
+    expected = [fastbp.__version__, np.__version__, platform.platform(), str(tmp_path / "fastbp")]
+    actual = [row(text, name) for name in ("fastbp", "NumPy", "platform", "cache")]
+
+    assert actual == expected
+    assert row(text, "Python").startswith(platform.python_version())
+    assert list(tmp_path.iterdir()) == []  # asking creates nothing
+
+
+def test_info_says_that_the_cache_is_off():
+    assert row(run("info", FASTBP_CACHE="0"), "cache") == "off"
+
+
+@x86
+@pytest.mark.parametrize(
+    ("name", "features", "registers", "multiply_add"),
+    [
+        ("x86-64", "", 128, "no fused multiply-add: bits differ from other CPUs"),
+        ("haswell", "", 256, "fused"),
+        ("skylake-avx512", "-prefer-256-bit", 512, "fused"),
+    ],
+)
+def test_info_describes_the_processor_that_code_is_for(name, features, registers, multiply_add):
+    text = run("info", NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features)
+    expected = [name, features or "those of its name", f"512 bits, in registers of {registers} bits", multiply_add]
+    actual = [row(text, label) for label in ("code for", "features", "vectors", "multiply-add")]
+
+    assert actual == expected
+
+
+# --- the command line ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", ["--help", "-h", "--version", "xor --help", "--epochs 3 -h", "info -h", "warmup -h"])
+def test_help_imports_neither_numba_nor_numpy(words):
+    done = python("-X", "importtime", "-m", "fastbp", *words.split())
+
+    assert done.returncode == 0
+    assert "fastbp" in done.stdout
+    assert "argparse" in packages(done.stderr)
+    assert packages(done.stderr) & {"numba", "llvmlite", "numpy"} == set()
+
+
+def test_version_is_the_package_s():
+    assert run("--version") == f"fastbp {fastbp.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        ("--epochs 0", "'epochs'"),
+        ("--epochs -1", "'epochs'"),
+        ("--seed -1", "'seed'"),
+        ("--seed 4294967296", "'seed'"),
+        ("--hidden 0", "'hidden"),
+        ("--hidden 2 -3", "'hidden"),
+    ],
+)
+def test_refused_setting_is_one_line(words, fault):
+    done = python("-m", "fastbp", "--backend", "numpy", *words.split())
+
+    assert done.returncode == 2
+    assert re.fullmatch(rf"python -m fastbp: error: {fault}.*\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["xro", "--epochs 1e4", "--backend torch", "--hidden", "--rate 1", "info --epochs 3", "warmup now", "xor info"],
+)
+def test_misunderstood_words_show_the_usage(words):
+    done = python("-m", "fastbp", *words.split())
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: python -m fastbp")
+    assert "Traceback" not in done.stderr
