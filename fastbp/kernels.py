@@ -421,6 +421,17 @@ def forward(plan, memory, x, F, panels):
 
 
 @kernel
+def output_layer(plan, memory, x, F, panels):
+    """Predictions, deltas and loss of a block;  writes activations and deltas of the last layer, adds to totals."""
+    S, I, O = plan.width, plan.sizes[0], plan.sizes[plan.layers]
+    top = top_layer(plan)
+    for p in range(panels):
+        y = at(x, (p * F + I) * S)
+        a, delta = at(memory.activations, top + p * O * S), at(memory.deltas, top + p * O * S)
+        output(plan.loss, plan.kinds[plan.layers - 1], a, y, at(y, O * S), O, S, delta, memory.totals)
+
+
+@kernel
 def backward(plan, memory, x, F, samples):
     """Gradients of every layer of a block, given the deltas of the last;  writes deltas, adds to gradient.
 
@@ -668,17 +679,6 @@ def bare_memory(memory):
         at(memory.activations, 0), at(memory.deltas, 0), at(memory.scratch, 0),
         at(memory.position, 0), at(memory.totals, 0), at(memory.loss, 0), at(memory.error, 0),
     )  # fmt: skip
-
-
-@kernel
-def output_layer(plan, memory, x, F, panels):
-    """Predictions, deltas and loss of a block;  writes activations and deltas of the last layer, adds to totals."""
-    S, I, O = plan.width, plan.sizes[0], plan.sizes[plan.layers]
-    top = top_layer(plan)
-    for p in range(panels):
-        y = at(x, (p * F + I) * S)
-        a, delta = at(memory.activations, top + p * O * S), at(memory.deltas, top + p * O * S)
-        output(plan.loss, plan.kinds[plan.layers - 1], a, y, at(y, O * S), O, S, delta, memory.totals)
 
 
 @entry

@@ -63,7 +63,7 @@ def times_slope(kind: int, delta: Array, a: Array) -> Array:
     if kind == TANH:
         return delta * (1 - a * a)
     if kind == RELU:
-        return delta * (a > 0)
+        return np.where(a > 0, delta, 0 * a)
     if kind == LEAKY_RELU:
         return np.where(a > 0, delta, LEAK * delta)
     return delta

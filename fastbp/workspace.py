@@ -12,6 +12,7 @@ from fastbp.choices import ACTIVATIONS, KEEP_GRADIENT, LOSSES, SGD, Adam
 Array = NDArray[Any]
 
 VECTOR_BYTES = 64
+NO_INTEGERS, NO_FLOATS = np.empty(0, np.int64), np.empty(0)
 TINY_UNITS = 8  # the fused path: every layer at most so wide, and the batch one vector
 BLOCK_VECTORS = 8  # samples of a block: what its sums are read back for, against what stays in the cache
 
@@ -72,10 +73,10 @@ class Memory(NamedTuple):
 
 def aligned(size: int, dtype: Any) -> Array:
     """Zeros that begin at a multiple of 64 bytes: a vector that crosses cache lines costs two accesses."""
-    dtype = np.dtype(dtype)
-    raw = np.zeros(size * dtype.itemsize + VECTOR_BYTES, np.uint8)
-    start = -raw.ctypes.data % VECTOR_BYTES
-    return raw[start : start + size * dtype.itemsize].view(dtype)
+    spare = VECTOR_BYTES // dtype.itemsize
+    raw = np.zeros(size + spare, dtype)
+    start = -raw.__array_interface__["data"][0] % VECTOR_BYTES // dtype.itemsize
+    return raw[start : start + size]
 
 
 def panel_width(batch_size: int, dtype: Any) -> int:
@@ -121,29 +122,48 @@ def make_plan(
 
 
 def make_memory(plan: Plan, params: Array, epochs: int) -> Memory:
-    """Memory for the plan, with these parameters, which the kernel updates in place."""
-    dtype, P = params.dtype, params.size if plan.optimizer != KEEP_GRADIENT or epochs else 0
-    inputs, outputs = int(plan.sizes[0]), int(plan.sizes[-1])
-    lanes = VECTOR_BYTES // dtype.itemsize
-    samples = plan.block * plan.width
-    units = int(plan.sizes[1:].sum())
-    return Memory(
-        params=params,
+    """Memory to train for so many epochs, with these parameters, which the kernel updates in place."""
+    dtype, lanes = params.dtype, VECTOR_BYTES // params.dtype.itemsize
+    samples, P, widest = plan.block * plan.width, plan.parameters, max(plan.sizes.tolist())
+    forward = make_forward_memory(plan, params)
+    return forward._replace(
         gradient=aligned(P + lanes, dtype),  # kernels read and rewrite up to a vector beyond the last row
         first=aligned(P, dtype),
         second=aligned(P, dtype),
-        none=aligned(max(lanes, int(plan.sizes.max())), dtype),
         counting=np.arange(lanes),
         order=np.empty(plan.rows * plan.shuffled, np.int64),
         scalars=aligned(4, dtype),
-        data=aligned(samples * (inputs + outputs + 1), dtype),
-        activations=aligned(samples * units, dtype),
-        deltas=aligned(samples * units, dtype),
-        scratch=aligned(samples * -(-int(plan.sizes.max()) // lanes) * lanes, dtype),
+        deltas=aligned(forward.activations.size, dtype),
+        scratch=aligned(samples * -(-widest // lanes) * lanes, dtype),
         position=np.zeros(3, np.int64),
         totals=np.array([0.0, 0.0, 1.0, 1.0]),
         loss=np.zeros(epochs),
         error=np.zeros(epochs),
+    )
+
+
+def make_forward_memory(plan: Plan, params: Array) -> Memory:
+    """Memory of a prediction, which writes activations only: to allocate the rest would take longer than a row."""
+    dtype, lanes = params.dtype, VECTOR_BYTES // params.dtype.itemsize
+    samples, nothing = plan.block * plan.width, params[:0]
+    inputs, *units = plan.sizes.tolist()
+    return Memory(
+        params=params,
+        gradient=nothing,
+        first=nothing,
+        second=nothing,
+        none=aligned(max(lanes, inputs, *units), dtype),
+        counting=NO_INTEGERS,
+        order=NO_INTEGERS,
+        scalars=nothing,
+        data=aligned(samples * (inputs + units[-1] + 1), dtype),
+        activations=aligned(samples * sum(units), dtype),
+        deltas=nothing,
+        scratch=nothing,
+        position=NO_INTEGERS,
+        totals=NO_FLOATS,
+        loss=NO_FLOATS,
+        error=NO_FLOATS,
     )
 
 
