@@ -198,6 +198,16 @@ def optimizer(value: object, learning_rate: object = None) -> choices.SGD | choi
     return dataclasses.replace(settings, learning_rate=rate, momentum=momentum, nesterov=nesterov)
 
 
+def representable(settings: choices.SGD | choices.Adam, precision: np.dtype[Any]) -> None:
+    """Refuse settings that overflow, or round to 0 or 1, in the precision of the arithmetic."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        with np.errstate(over="ignore", under="ignore"):
+            rounded = precision.type(value)
+        if not np.isfinite(rounded) or (value > 0) != (rounded > 0) or (value < 1) != (rounded < 1):
+            raise ParameterError(f"{field.name!r} must be representable in {precision}, got {value!r}")
+
+
 def dtype(value: object, X: object = None) -> np.dtype[Any]:
     """Return float32 or float64; None stands for float32 if X is float32 or float16, else for float64."""
     if value is None:
@@ -232,7 +242,7 @@ def instance(name: str, value: object, kind: type) -> None:
 def alone(**settings: tuple[object, object]) -> None:
     """Refuse settings, given with their defaults, that a ready network brings with it."""
     for name, (value, default) in settings.items():
-        if value is not default and value != default:
+        if value is not default and (isinstance(value, np.ndarray) or value != default):
             raise ParameterError(f"{name!r} must be left out where 'network' is given, which brings its own")
 
 

@@ -488,16 +488,18 @@ def momentum_sgd(P, w, g, velocity, scale, rate, momentum, nesterov, tiny):
 
 
 @kernel
-def adam(P, w, g, first, second, scale, rate, beta1, beta2, epsilon, correction1, correction2, tiny):
+def adam(P, w, g, first, second, scale, rate, beta1, beta2, epsilon, correction1, correction2, tiny, root):
     """w -= rate (first / correction1) / (sqrt(second / correction2) + epsilon), correction = 1 - beta^t.
 
     first = beta1 first + (1 - beta1) g and second = beta2 second + (1 - beta2) g^2: Kingma and Ba 2015, algorithm 1.
-    Writes w, first, second, and zeros into g. All (P,).
+    A g below root, the root of tiny, counts as 0 in g^2.  Writes w, first, second, and zeros into g. All (P,).
     """
     one = epsilon / epsilon
     for q in range(P):
         g_q = scale * g[q]
         m_q = beta1 * first[q] + (one - beta1) * g_q
+        if abs(g_q) < root:
+            g_q = g_q * 0
         v_q = beta2 * second[q] + (one - beta2) * (g_q * g_q)
         if abs(m_q) < tiny:
             m_q = m_q * 0
@@ -514,7 +516,7 @@ def step(plan, memory, scale):
     """Update the weights with the gradient of a batch, times scale;  writes params, gradient, momenta and totals."""
     P, w, g, settings = plan.parameters, memory.params, memory.gradient, plan.settings
     cast = memory.scalars  # float64 numbers stored here and read back have the working precision
-    cast[0], cast[1] = scale, tiny_of(w)
+    cast[0], cast[1], cast[4] = scale, tiny_of(w), np.sqrt(tiny_of(w))
     if plan.optimizer == PLAIN_SGD:
         plain_sgd(P, w, g, cast[0], settings[0])
     elif plan.optimizer == MOMENTUM_SGD:
@@ -525,7 +527,7 @@ def step(plan, memory, scale):
         cast[2], cast[3] = 1 - memory.totals[2], 1 - memory.totals[3]
         adam(
             P, w, g, memory.first, memory.second, cast[0], settings[0], settings[1], settings[2], settings[3],
-            cast[2], cast[3], cast[1],
+            cast[2], cast[3], cast[1], cast[4],
         )  # fmt: skip
 
 

@@ -187,6 +187,7 @@ def adam(
 ) -> None:  # fmt: skip
     """W -= rate (first / correction1) / (sqrt(second / correction2) + epsilon), correction = 1 - beta^t."""
     first[:] = flush(beta1 * first + (1 - beta1) * g)
+    g = np.where(np.abs(g) < np.sqrt(tiny_of(g)), g.dtype.type(0), g)  # its square would be subnormal
     second[:] = flush(beta2 * second + (1 - beta2) * g**2)
     w -= rate * (first / correction1) / (np.sqrt(second / correction2) + epsilon)
 

@@ -163,6 +163,7 @@ def train(
     shuffle = checks.flag("shuffle", shuffle)
     seed = checks.seed(seed)
     precision = checks.dtype(dtype, X)
+    checks.representable(settings, precision)
     X = checks.features(X, precision, network.sizes[0] if network else None)
     y = checks.targets(y, loss, len(X), network.sizes[-1] if network else None, precision)
     n = len(X)

@@ -55,7 +55,7 @@ class Memory(NamedTuple):
     none: Array  # (widest layer, at least V) zeros, where there is no bias
     counting: NDArray[np.int64]  # (V,) 0, 1, 2, ...
     order: NDArray[np.int64]  # (n,) rows in the order of the epoch, if shuffled
-    scalars: Array  # (4,) numbers on their way from float64
+    scalars: Array  # (5,) numbers on their way from float64
     data: Array  # (block, F, S) rows gathered for a block
     activations: Array  # (layers, block, O, S)
     deltas: Array  # (layers, block, O, S)
@@ -132,7 +132,7 @@ def make_memory(plan: Plan, params: Array, epochs: int) -> Memory:
         second=aligned(P, dtype),
         counting=np.arange(lanes),
         order=np.empty(plan.rows * plan.shuffled, np.int64),
-        scalars=aligned(4, dtype),
+        scalars=aligned(5, dtype),
         deltas=aligned(forward.activations.size, dtype),
         scratch=aligned(samples * -(-widest // lanes) * lanes, dtype),
         position=np.zeros(3, np.int64),

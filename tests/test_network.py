@@ -1,0 +1,537 @@
+"""A network is its vector of parameters: how it is drawn, seen, copied, evaluated and differentiated."""
+
+import copy
+import itertools
+import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+import fastbp
+from fastbp.checks import DataError, ParameterError, ParameterTypeError, ResourceError
+from fastbp.choices import ELEMENTWISE, INITIALISERS, LOSSES
+
+Network, train = fastbp.Network, fastbp.train
+
+DTYPES = ["float32", "float64"]
+XOR_X = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], float)
+
+# Loss, output activation, activation of the hidden layers: every one at least once.
+MODELS = [
+    *[("squared_error", output, "tanh") for output in ELEMENTWISE],
+    *[(loss, LOSSES[loss].outputs[0], activation) for loss in LOSSES for activation in ELEMENTWISE],
+]
+
+
+def model(loss, output, activation, dtype="float64", sizes=(4, 7, 5, 3)):
+    """A network whose biases are not zero."""
+    network = Network(sizes, activation=activation, output=output, loss=loss, seed=1, dtype=dtype)
+    for bias in network.biases:
+        bias[:] = np.linspace(-0.3, 0.4, bias.size)
+    return network
+
+
+def targets(loss, rows, rng):
+    if loss == "cross_entropy":
+        return rng.integers(0, 3, rows)
+    return rng.integers(0, 2, (rows, 3)) if loss == "binary_cross_entropy" else rng.normal(size=(rows, 3))
+
+
+# --- parameters and their views -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("sizes", [(2, 1), (1, 1), (2, 2, 1), (3, 17, 8, 9, 2), [4, 5], np.array([4, 5])], ids=str)
+def test_parameters_are_one_vector_in_the_order_of_the_layers(sizes, bias):
+    network = Network(sizes, bias=bias, seed=0)
+    layers = list(itertools.pairwise(sizes))
+
+    expected = np.concatenate(
+        [part.ravel() for layer in zip(network.weights, network.biases, strict=True) for part in layer]
+    )
+    actual = network.params
+
+    assert network.sizes == tuple(sizes)
+    assert [weights.shape for weights in network.weights] == layers
+    assert [biases.shape for biases in network.biases] == [(outputs * bias,) for _, outputs in layers]
+    assert actual.tobytes() == expected.tobytes()
+
+
+def test_views_share_memory_with_the_parameters():
+    network = Network((2, 3, 1), seed=0)
+
+    for view in [*network.weights, *network.biases]:
+        assert np.shares_memory(view, network.params)
+
+
+def test_written_weight_changes_the_prediction():
+    network = Network((2, 1), init="zeros")
+    network.weights[0][1, 0] = 3
+    network.biases[0][0] = 0.5
+
+    expected = [[0.5], [3.5], [0.5], [3.5]]
+    actual = network.predict(XOR_X)
+
+    assert network.params.tolist() == [0, 3, 0.5]
+    assert actual.tolist() == expected
+
+
+def test_replaced_parameters_are_used():
+    network = Network((2, 1), init="zeros")
+    network.params = np.array([1.0, 2.0, 3.0])
+
+    expected = [[3], [5], [4], [6]]
+    actual = network.predict(XOR_X)
+
+    assert actual.tolist() == expected
+    assert network.weights[0].ravel().tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_parameters_have_the_precision_asked_for(dtype):
+    network = Network((2, 3, 1), dtype=dtype)
+
+    assert network.params.dtype == dtype
+    assert network.predict(XOR_X).dtype == dtype
+
+
+def test_network_describes_itself():
+    network = Network((2, 3, 3, 1), activation=("tanh", "relu"), loss="binary_cross_entropy", bias=False)
+
+    expected = "Network((2, 3, 3, 1), ('tanh', 'relu', 'sigmoid'), 'binary_cross_entropy', float64)"
+    actual = repr(network)
+
+    assert actual == expected
+    assert network.activations == ("tanh", "relu", "sigmoid")
+    assert network.loss == "binary_cross_entropy"
+    assert network.bias is False
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_output_is_the_partner_of_the_loss(loss):
+    expected = {"squared_error": "identity", "binary_cross_entropy": "sigmoid", "cross_entropy": "softmax"}[loss]
+    actual = Network((2, 3), loss=loss).activations[-1]
+
+    assert actual == expected
+
+
+# --- initial weights ----------------------------------------------------------------------------------------------
+
+# Whether weights of a layer with so many inputs and outputs follow the formula.
+FORMULAS = {
+    "glorot_uniform": lambda w, inputs, outputs: (
+        abs(w).max() < np.sqrt(6 / (inputs + outputs)) < 1.01 * abs(w).max()
+        and abs(w.mean()) < 0.02 * abs(w).max()
+        and abs(w.std() / abs(w).max() - 1 / np.sqrt(3)) < 0.01
+    ),
+    "uniform": lambda w, inputs, outputs: (
+        0 <= w.min() < 0.01 and 0.99 < w.max() < 1 and abs(w.mean() - 0.5) < 0.02 and abs(w.std() - 12**-0.5) < 0.01
+    ),
+    "zeros": lambda w, inputs, outputs: not w.any(),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("init", INITIALISERS)
+def test_weights_are_drawn_by_their_formula_and_biases_are_zero(init, dtype):
+    network = Network((40, 120, 60), init=init, seed=3, dtype=dtype)
+
+    for weights, biases in zip(network.weights, network.biases, strict=True):
+        assert FORMULAS[init](weights, *weights.shape)
+        assert not biases.any()
+
+
+def test_uniform_weights_are_those_of_the_notebook():
+    np.random.seed(42)  # noqa: NPY002 - as the notebook does
+    expected = [np.random.uniform(size=(2, 2)), np.random.uniform(size=(2, 1))]  # noqa: NPY002
+    actual = Network((2, 2, 1), init="uniform", bias=False, seed=42).weights
+
+    assert [weights.tolist() for weights in actual] == [weights.tolist() for weights in expected]
+    assert actual[0][0, 0] == 0.3745401188473625
+
+
+def test_seed_decides_the_weights():
+    same, again, other, fresh, fresh_again = (
+        Network((3, 4), seed=seed).params.tolist() for seed in (5, 5, 6, None, None)
+    )
+
+    assert same == again
+    assert same != other
+    assert fresh != fresh_again
+
+
+def test_weights_are_drawn_in_double_precision():
+    expected = Network((3, 4, 2), seed=5).params.astype(np.float32)
+    actual = Network((3, 4, 2), seed=5, dtype="float32").params
+
+    assert actual.tobytes() == expected.tobytes()
+
+
+def test_seed_does_not_touch_the_global_generator():
+    before = np.random.get_state()[1].tolist()  # noqa: NPY002
+    Network((3, 4), seed=5)
+    train(XOR_X, XOR_X, epochs=1, seed=5)
+
+    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+
+
+# --- copies -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [Network.copy, copy.deepcopy, *(lambda network, n=n: pickle.loads(pickle.dumps(network, n)) for n in range(2, 6))],
+    ids=["copy", "deepcopy", "pickle 2", "pickle 3", "pickle 4", "pickle 5"],
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_duplicate_is_equal_and_independent(duplicate, dtype, rng):
+    network = model("cross_entropy", "softmax", "tanh", dtype)
+    X = rng.normal(size=(9, 4))
+    before, twin = network.params.tobytes(), duplicate(network)
+
+    assert repr(twin) == repr(network)
+    assert twin.bias == network.bias
+    assert twin.params.tobytes() == before
+    assert twin.predict(X).tobytes() == network.predict(X).tobytes()
+
+    train(X, rng.integers(0, 3, 9), network=twin, epochs=2)
+
+    assert twin.params.tobytes() != before
+    assert network.params.tobytes() == before
+
+
+# --- predict ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("loss", "output", "activation"), MODELS)
+def test_prediction_is_the_textbook_formula(loss, output, activation, rng):
+    functions = {
+        "identity": lambda z: z,
+        "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+        "tanh": np.tanh,
+        "relu": lambda z: np.maximum(z, 0),
+        "leaky_relu": lambda z: np.where(z > 0, z, 0.01 * z),
+        "softmax": lambda z: np.exp(z) / np.exp(z).sum(axis=1, keepdims=True),
+    }
+    network, X = model(loss, output, activation), rng.normal(size=(21, 4))
+
+    expected = X
+    for weights, biases, name in zip(network.weights, network.biases, network.activations, strict=True):
+        expected = functions[name](expected @ weights + biases)
+    actual = network.predict(X)
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_no_rows_have_no_predictions(outputs):
+    expected = (0, outputs)
+    actual = Network((2, 3, outputs)).predict(np.zeros((0, 2))).shape
+
+    assert actual == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("loss", "output", "activation"), MODELS)
+def test_prediction_of_a_row_does_not_depend_on_its_neighbours(loss, output, activation, dtype, rng):
+    network = model(loss, output, activation, dtype)
+    X = rng.normal(size=(300, 4)).astype(dtype)
+    expected = network.predict(X)
+
+    assert np.vstack([network.predict(row[None]) for row in X[:40]]).tobytes() == expected[:40].tobytes()
+    assert network.predict(X[::-1])[::-1].tobytes() == expected.tobytes()
+    for rows in (2, 7, 8, 9, 15, 16, 17, 33, 65, 129):
+        batches = [network.predict(X[first : first + rows]) for first in range(0, len(X), rows)]
+        assert np.vstack(batches).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda X: X.tolist(),
+        np.asfortranarray,
+        lambda X: X.astype(">f8"),
+        lambda X: X.astype(np.float16),
+        lambda X: X.astype(np.float32),
+        lambda X: X.astype(int),
+        lambda X: np.repeat(X, 2, axis=1)[:, ::2],
+        lambda X: X[::-1].copy()[::-1],
+    ],
+    ids=["list", "Fortran", "big-endian", "float16", "float32", "int", "strided", "negative stride"],
+)
+def test_prediction_does_not_depend_on_the_form_of_x(form, dtype, rng):
+    network = Network((4, 6, 2), seed=0, dtype=dtype)
+    X = rng.integers(-5, 6, (19, 4)).astype(float)
+
+    expected = network.predict(X)
+    actual = network.predict(form(X))
+
+    assert actual.dtype == dtype
+    assert actual.tobytes() == expected.tobytes()
+
+
+def test_prediction_writes_neither_x_nor_the_parameters(rng):
+    network, X = Network((4, 6, 2), seed=0), rng.normal(size=(19, 4))
+    before = X.tobytes(), network.params.tobytes()
+    first = network.predict(X)
+    kept = first.tobytes()
+    network.predict(X + 1)
+
+    assert (X.tobytes(), network.params.tobytes()) == before
+    assert first.tobytes() == kept
+
+
+def test_threads_share_a_network(rng):
+    network = Network((4, 33, 9, 3), seed=0, loss="cross_entropy")
+    batches = [rng.normal(size=(rows, 4)) for rows in rng.integers(1, 400, 200)]
+
+    expected = [network.predict(X).tobytes() for X in batches]
+    with ThreadPoolExecutor(8) as pool:
+        actual = list(pool.map(lambda X: network.predict(X).tobytes(), batches))
+
+    assert actual == expected
+
+
+def test_prediction_of_one_row_is_fast():
+    network, X = Network((4, 16, 1), seed=0), np.ones((1, 4))
+    network.predict(X)
+    best = np.inf
+    for _ in range(20):
+        began = time.perf_counter()
+        for _ in range(50):
+            network.predict(X)
+        best = min(best, (time.perf_counter() - began) / 50)
+
+    assert best < 200e-6
+
+
+# --- loss and gradient --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("loss", "output", "activation"), MODELS)
+def test_gradient_agrees_with_central_differences(loss, output, activation, rng):
+    network = model(loss, output, activation)
+    X, y = rng.normal(size=(21, 4)), targets(loss, 21, rng)
+    step, expected = 1e-6, []
+    for q in range(network.params.size):
+        sides = []
+        for side in (step, -step):
+            moved = network.copy()
+            moved.params[q] += side
+            sides.append(moved.loss_and_gradient(X, y)[0])
+        expected.append((sides[0] - sides[1]) / (2 * step))
+
+    _, actual = network.loss_and_gradient(X, y)
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 9, 300])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradient_is_the_first_step_of_training(loss, rows, rng):
+    network = model(loss, None, "tanh")
+    X, y = rng.normal(size=(rows, 4)), targets(loss, rows, rng)
+    before = network.params.copy()
+    value, gradient = network.loss_and_gradient(X, y)
+    untouched = network.params.tobytes()
+    result = train(X, y, network=network, optimizer="sgd", learning_rate=0.5, epochs=1, batch_size=None)
+
+    expected = before - 0.5 * gradient
+    actual = network.params
+
+    assert untouched == before.tobytes()
+    assert isinstance(value, float)
+    assert value == result.loss[0]
+    assert gradient.shape == before.shape
+    np.testing.assert_allclose(actual, expected, rtol=1e-13, atol=1e-15)
+
+
+def test_gradient_of_float32_agrees_with_float64(rng):
+    X, y = rng.normal(size=(50, 4)).astype(np.float32), rng.normal(size=(50, 3)).astype(np.float32)
+    single, double = (model("squared_error", None, "tanh", dtype) for dtype in DTYPES)
+    double.params[:] = single.params
+
+    expected_loss, expected = double.loss_and_gradient(X, y)
+    actual_loss, actual = single.loss_and_gradient(X, y)
+
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual_loss, expected_loss, rtol=1e-6)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_gradient_is_an_array_of_its_own(rng):
+    network, X, y = Network((4, 3), seed=0), rng.normal(size=(9, 4)), rng.normal(size=(9, 3))
+    _, first = network.loss_and_gradient(X, y)
+    kept = first.tobytes()
+    network.loss_and_gradient(X, y + 1)
+
+    assert first.tobytes() == kept
+
+
+def test_scipy_minimises_xor():
+    network = Network((2, 8, 1), activation="tanh", loss="binary_cross_entropy", seed=0)
+
+    def objective(x):
+        network.params[:] = x
+        return network.loss_and_gradient(XOR_X, [0, 1, 1, 0])
+
+    result = minimize(objective, network.params.copy(), method="L-BFGS-B", jac=True)
+    network.params[:] = result.x
+
+    expected = [0, 1, 1, 0]
+    actual = network.predict(XOR_X).ravel().round().tolist()
+
+    assert result.fun < 1e-3
+    assert actual == expected
+
+
+# --- bad arguments ------------------------------------------------------------------------------------------------
+
+BAD_SETTINGS = [
+    ({"sizes": (2,)}, ParameterError, "'sizes'"),
+    ({"sizes": ()}, ParameterError, "'sizes'"),
+    ({"sizes": 3}, ParameterError, "'sizes'"),
+    ({"sizes": None}, ParameterTypeError, "'sizes'"),
+    ({"sizes": "2 1"}, ParameterTypeError, "'sizes'"),
+    ({"sizes": (2, 0, 1)}, ParameterError, r"'sizes\[1\]'"),
+    ({"sizes": (2, -3)}, ParameterError, r"'sizes\[1\]'"),
+    ({"sizes": (2, 3.0)}, ParameterTypeError, r"'sizes\[1\]'"),
+    ({"sizes": (True, 1)}, ParameterTypeError, r"'sizes\[0\]'"),
+    ({"sizes": np.ones((2, 2), int)}, ParameterTypeError, "'sizes'"),
+    ({"sizes": (1,) * 2000}, ParameterError, "at most"),
+    ({"sizes": (10**6, 10**6)}, ResourceError, "memory"),
+    ({"sizes": (2**31 - 1, 2**31 - 1, 2**31 - 1)}, ResourceError, "memory"),
+    ({"activation": "softmax"}, ParameterError, "'activation'"),
+    ({"activation": "thanh"}, ParameterError, "did you mean 'tanh'"),
+    ({"activation": ()}, ParameterError, "one per hidden layer"),
+    ({"activation": 2}, ParameterTypeError, "'activation'"),
+    ({"output": "softmax"}, ParameterError, "'output'"),
+    ({"output": "identity", "loss": "cross_entropy"}, ParameterError, "with the loss 'cross_entropy'"),
+    ({"output": 0}, ParameterTypeError, "'output'"),
+    ({"loss": "mse"}, ParameterError, "'loss'"),
+    ({"loss": 0}, ParameterTypeError, "'loss'"),
+    ({"bias": 1}, ParameterTypeError, "'bias'"),
+    ({"bias": None}, ParameterTypeError, "'bias'"),
+    ({"init": "ones"}, ParameterError, "'init'"),
+    ({"init": None}, ParameterTypeError, "'init'"),
+    ({"seed": -1}, ParameterError, "'seed'"),
+    ({"seed": 2**32}, ParameterError, "'seed'"),
+    ({"seed": 0.5}, ParameterTypeError, "'seed'"),
+    ({"dtype": "float16"}, ParameterError, "'dtype'"),
+    ({"dtype": int}, ParameterError, "'dtype'"),
+]
+
+BAD_X = [
+    (np.ones(2), DataError, "'X' must be 2-D"),
+    (np.ones((2, 2, 2)), DataError, "'X' must be 2-D"),
+    (np.ones((3, 1)), DataError, "X has 1 column, the network has 2 inputs"),
+    (np.ones((3, 5)), DataError, "X has 5 columns, the network has 2 inputs"),
+    ([[1, np.nan]], DataError, "'X' must be finite"),
+    ([[1, -np.inf]], DataError, "'X' must be finite"),
+    ([[1, 2], [3]], DataError, "rows of equal length"),
+    ([["1", "2"]], DataError, "'X' must hold real numbers"),
+    (np.ones((1, 2), complex), DataError, "'X' must hold real numbers"),
+    (None, ParameterTypeError, "'X'"),
+    ("12", ParameterTypeError, "'X'"),
+    (1.0, ParameterTypeError, "'X'"),
+]
+
+BAD_Y = [
+    ("squared_error", [1, 2], DataError, "X has 3 rows, y has 2"),
+    ("squared_error", np.ones((3, 1)), DataError, "y has 1 column, the network has 3 outputs"),
+    ("squared_error", [[1, 2, np.nan]] * 3, DataError, "'y' must be finite"),
+    ("squared_error", None, ParameterTypeError, "'y'"),
+    ("binary_cross_entropy", [[0, 1, 2]] * 3, DataError, "'y' must be 0 or 1"),
+    ("cross_entropy", [0, 1, 3], DataError, r"class numbers in 0\.\.2"),
+    ("cross_entropy", [0, 1, -1], DataError, "class numbers"),
+    ("cross_entropy", [0, 1, 0.5], DataError, "whole class numbers"),
+    ("cross_entropy", np.ones((3, 3)), DataError, "sum to 1"),
+    ("cross_entropy", np.full((3, 2), 0.5), DataError, "y has 2 columns, the network has 3 outputs"),
+]
+
+# What may stand in place of the parameters of a (2, 3) network.
+BAD_PARAMETERS = [
+    np.zeros(8),
+    np.zeros(10),
+    np.zeros((9, 1)),
+    np.zeros(0),
+    np.zeros(9, int),
+    np.zeros(9, complex),
+    np.zeros(9, np.float16),
+    np.zeros(9, ">f8"),
+    np.zeros(18)[::2],
+    np.broadcast_to(0.0, 9),
+    np.array([0.0] * 8 + [np.nan]),
+    np.array([0.0] * 8 + [np.inf]),
+    [0.0] * 9,
+    None,
+    0.0,
+]
+
+
+def numbered(table):
+    return [str(i) for i in range(len(table))]
+
+
+@pytest.mark.parametrize(("settings", "error", "fragment"), BAD_SETTINGS, ids=numbered(BAD_SETTINGS))
+def test_bad_setting_is_refused(settings, error, fragment):
+    with pytest.raises(error, match=fragment):
+        Network(**{"sizes": (2, 3, 1)} | settings)
+
+
+@pytest.mark.parametrize(("X", "error", "fragment"), BAD_X, ids=numbered(BAD_X))
+def test_bad_x_is_refused(X, error, fragment):
+    network = Network((2, 1), seed=0)
+
+    with pytest.raises(error, match=fragment):
+        network.predict(X)
+    with pytest.raises(error, match=fragment):
+        network.loss_and_gradient(X, [1.0])
+
+
+def test_no_rows_must_have_the_columns_of_the_network():
+    with pytest.raises(DataError, match="X has 3 columns, the network has 2 inputs"):
+        Network((2, 1)).predict(np.zeros((0, 3)))
+
+
+def test_gradient_needs_a_row():
+    with pytest.raises(DataError, match="at least 1 row"):
+        Network((2, 1)).loss_and_gradient(np.zeros((0, 2)), [])
+
+
+@pytest.mark.parametrize(("loss", "y", "error", "fragment"), BAD_Y, ids=numbered(BAD_Y))
+def test_bad_y_is_refused(loss, y, error, fragment):
+    network = Network((2, 3), loss=loss, seed=0)
+
+    with pytest.raises(error, match=fragment):
+        network.loss_and_gradient(np.ones((3, 2)), y)
+
+
+@pytest.mark.parametrize("params", BAD_PARAMETERS, ids=numbered(BAD_PARAMETERS))
+def test_wrong_parameters_are_refused(params):
+    network = Network((2, 3), seed=0)
+    network.params = params
+
+    with pytest.raises(DataError, match=r"'network\.params'"):
+        network.predict(XOR_X)
+    with pytest.raises(DataError, match=r"'network\.params'"):
+        network.loss_and_gradient(XOR_X, np.zeros((4, 3)))
+    with pytest.raises(DataError, match=r"'network\.params'"):
+        train(XOR_X, np.zeros((4, 3)), network=network)
+
+
+def test_unaligned_parameters_are_used_like_others():
+    network = Network((2, 3), seed=0)
+    expected = network.predict(XOR_X)
+    buffer = np.zeros(network.params.nbytes + 1, np.uint8)
+    unaligned = buffer[1:].view(float)
+    unaligned[:] = network.params
+    network.params = unaligned
+    actual = network.predict(XOR_X)
+
+    assert not unaligned.flags.aligned
+    assert actual.tobytes() == expected.tobytes()
