@@ -1,0 +1,522 @@
+"""The intrinsics of simd.py, one by one: accuracy against mpmath, exact bits against NumPy, and what they leave alone.
+
+Each test iterates over the table of its kind, and the last one looks for intrinsics that are in none.
+"""
+
+import functools
+import itertools
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mpmath
+import numba
+import numpy as np
+import pytest
+
+from fastbp import jit, simd
+from fastbp.simd import (
+    add_lane_sums,
+    add_outer,
+    at,
+    fill,
+    lane_sum,
+    lanes_of,
+    load,
+    load_rows,
+    multiply_add,
+    store,
+    transpose,
+    zeros,
+)
+
+njit = numba.njit(**jit.OPTIONS)
+dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+tiles = pytest.mark.parametrize(("rows", "vectors"), [(1, 1), (3, 2), (8, 1)])
+
+
+def lanes(dtype):
+    """Lanes of a vector, which is 64 bytes."""
+    return 64 // np.dtype(dtype).itemsize
+
+
+def bits(x):
+    return x.view(f"u{x.itemsize}")
+
+
+def assert_same_bits(actual, expected):
+    """All NaN count as one; 0 and -0 do not."""
+    assert actual.dtype == expected.dtype
+    differ = (bits(actual) != bits(expected)) & ~(np.isnan(actual) & np.isnan(expected))
+
+    assert not differ.any(), (np.flatnonzero(differ)[:4], actual[differ][:4], expected[differ][:4])
+
+
+@functools.cache
+def compiled(expression):
+    """An expression of tiles x, y, z, w and a number s as a function of arrays, one vector after the other."""
+    function = njit(eval(f"lambda x, y, z, w, s: {expression}", vars(simd)))
+
+    @njit
+    def loop(x, y, z, w, s, out):
+        for q in range(0, out.size, lanes_of(at(out, 0))):
+            operands = (
+                load(1, 1, at(x, q), 0),
+                load(1, 1, at(y, q), 0),
+                load(1, 1, at(z, q), 0),
+                load(1, 1, at(w, q), 0),
+            )
+            store(at(out, q), 0, function(*operands, s))
+
+    return loop
+
+
+def evaluate(expression, *operands, s=0.0):
+    """The expression for all elements of up to four arrays."""
+    size = operands[0].size
+    padded = np.ones((4, -(-size // 16) * 16), operands[0].dtype)
+    for row, operand in zip(padded, operands, strict=False):
+        row[:size] = operand
+    out = np.empty_like(padded[0])
+    compiled(expression)(*padded, s, out)
+    return out[:size]
+
+
+# --- elementary functions -------------------------------------------------------------------------------------------
+
+EXP_RANGE = {np.float32: (-87.0, 88.0), np.float64: (-708.0, 709.0)}
+
+
+class Elementary(NamedTuple):
+    numpy: Callable[..., Any]  # of float64: exact enough for float32
+    mpmath: Callable[..., Any]  # for float64
+    inverse: Callable[..., Any]
+    range: Callable[..., Any]  # of a dtype: where the function is accurate
+    units: float  # largest error there, in units in the last place, as measured; at most 2 are promised
+    saturates: bool = False  # whether beyond its range it stays what it is at the end
+    monotone: bool = False  # tanh is within its units only
+
+
+ELEMENTARY = {
+    "exp": Elementary(np.exp, mpmath.exp, np.log, EXP_RANGE.get, 1.2, saturates=True, monotone=True),
+    "log": Elementary(
+        np.log, mpmath.log, np.exp, lambda dtype: (np.finfo(dtype).tiny, np.finfo(dtype).max), 0.9, monotone=True
+    ),
+    "log1p": Elementary(
+        np.log1p,
+        mpmath.log1p,
+        np.expm1,
+        lambda dtype: (np.nextafter(dtype(-1), 0), np.finfo(dtype).max),
+        0.9,
+        monotone=True,
+    ),
+    "tanh": Elementary(np.tanh, mpmath.tanh, np.arctanh, lambda dtype: (-20.0, 20.0), 2, saturates=True),
+    "sigmoid": Elementary(
+        lambda x: 1 / (1 + np.exp(-x)),
+        lambda x: 1 / (1 + mpmath.exp(-x)),
+        lambda p: np.log(p / (1 - p)),
+        EXP_RANGE.get,
+        1.6,
+        saturates=True,
+        monotone=True,
+    ),
+}
+SPECIAL = [  # name, argument (a number or an attribute of numpy.finfo), result (None: the argument)
+    ("exp", 0.0, 1),
+    ("exp", -0.0, 1),
+    ("exp", "smallest_subnormal", 1),
+    ("log", 1, 0),
+    ("log", 0.0, -np.inf),
+    ("log", -0.0, -np.inf),
+    ("log", "smallest_subnormal", -np.inf),
+    ("log", np.inf, np.inf),
+    ("log", -1, np.nan),
+    ("log", "min", np.nan),
+    ("log", -np.inf, np.nan),
+    ("log1p", 0.0, None),
+    ("log1p", -0.0, None),
+    ("log1p", "smallest_subnormal", None),
+    ("log1p", "tiny", None),
+    ("log1p", np.inf, None),
+    ("log1p", -1, -np.inf),
+    ("log1p", -2, np.nan),
+    ("log1p", "min", np.nan),
+    ("log1p", -np.inf, np.nan),
+    ("tanh", 0.0, None),
+    ("tanh", -0.0, None),
+    ("tanh", "smallest_subnormal", None),
+    ("tanh", "tiny", None),
+    ("tanh", np.inf, 1),
+    ("tanh", -np.inf, -1),
+    ("sigmoid", 0.0, 0.5),
+    ("sigmoid", -0.0, 0.5),
+    ("sigmoid", "smallest_subnormal", 0.5),
+    ("sigmoid", np.inf, 1),
+]
+# Where a search through all float32 between 0.001 and saturation found the largest error of one function or another.
+WORST = 59.264122, -5.1983042, 0.70429426, -0.29570574, 0.40947255, 0.17249088, -0.17249088, 0.1726916, -16.929518
+
+names = pytest.mark.parametrize("name", ELEMENTARY)
+monotone = pytest.mark.parametrize("name", [name for name, function in ELEMENTARY.items() if function.monotone])
+saturating = pytest.mark.parametrize("name", [name for name, function in ELEMENTARY.items() if function.saturates])
+
+
+@np.errstate(all="ignore")  # what is no argument is left out at the end
+def samples(function, dtype, rng, count):
+    """Arguments in the function's range, sorted, each with its next neighbour: of all sizes, uniform, and hard ones."""
+    limits, (low, high) = np.finfo(dtype), function.range(dtype)
+    sizes = np.exp2(rng.uniform(limits.minexp, limits.maxexp, count)) * rng.choice([-1, 1], count)
+    uniform = [rng.uniform(max(low, -bound), min(high, bound), count) for bound in (1, 20, 1000)]
+    # Hard are the surroundings of where reductions step, at x = (n + 1/2) ln 2 and 2^n sqrt(1/2), also of 2 x and of
+    # 1 + x, and of where results cross a power of two, above which a unit in the last place is twice as large.
+    multiples, powers = np.arange(-80, 81) / 4 * np.log(2), 2.0 ** np.arange(-30, 31)
+    powers = np.concatenate([powers, powers * np.sqrt(0.5)])
+    crossings = function.inverse(np.concatenate([powers, -powers]))
+    hard = np.concatenate([multiples[72:89], multiples, powers, powers - 1, crossings])
+    hard = rng.choice(hard[np.isfinite(hard)], 2 * count)
+    hard *= 1 + rng.uniform(-1, 1, 2 * count) * np.exp2(-rng.uniform(2, limits.nmant, 2 * count))
+    x = np.concatenate([sizes, *uniform, hard, WORST]).astype(dtype)
+    x = np.unique([x, np.nextafter(x, limits.max)])
+    return x[(low <= x) & (x <= high)]
+
+
+def exact(function, x):
+    """Two float64 arrays whose sum is the result in at least twice the precision of x."""
+    if x.dtype == np.float32:
+        result = function.numpy(x.astype(np.float64))
+        return result, np.zeros_like(result)
+    with mpmath.workprec(120):
+        results = [function.mpmath(mpmath.mpf(number)) for number in x.tolist()]
+        rounded = [float(result) for result in results]
+        rest = [float(result - number) for result, number in zip(results, rounded, strict=True)]
+    return np.array(rounded), np.array(rest)
+
+
+def errors(actual, rounded, rest):
+    """Distances from rounded + rest, in units in the last place of the exact result."""
+    limits, size = np.finfo(actual.dtype), np.abs(rounded)
+    size = np.where(np.sign(rest) * np.sign(rounded) < 0, np.nextafter(size, 0), size)  # 2^n stands for less than 2^n
+    exponents = np.maximum(np.frexp(size)[1] - 1, limits.minexp)
+    return np.abs(actual - rounded - rest) / np.ldexp(1.0, exponents - limits.nmant)
+
+
+@names
+@dtypes
+def test_error_is_at_most_so_many_units_in_the_last_place(name, dtype, rng):
+    function = ELEMENTARY[name]
+    x = samples(function, dtype, rng, 200_000 if dtype == np.float32 else 2_000)
+    expected = function.units
+    actual = errors(evaluate(f"{name}(x)", x), *exact(function, x))
+
+    assert actual.max() <= expected, x[actual.argmax()]
+
+
+@monotone
+@dtypes
+def test_larger_argument_gives_no_smaller_result(name, dtype, rng):
+    x = samples(ELEMENTARY[name], dtype, rng, 100_000)
+    expected = 0
+    actual = np.count_nonzero(np.diff(evaluate(f"{name}(x)", x)) < 0)
+
+    assert actual == expected
+
+
+@names
+@dtypes
+def test_nan_gives_nan(name, dtype):
+    limits = np.finfo(dtype)
+    infinities = bits(np.array([np.inf, -np.inf], dtype))
+    payloads = np.array([1, 12345, 1 << (limits.nmant - 1), (1 << limits.nmant) - 1], infinities.dtype)
+    x = (infinities[:, None] | payloads).ravel().view(dtype)
+    actual = evaluate(f"{name}(x)", x)
+
+    assert np.isnan(x).all()
+    assert np.isnan(actual).all()
+
+
+@pytest.mark.parametrize(("name", "x", "result"), SPECIAL)
+@dtypes
+def test_special_result(name, x, result, dtype):
+    x = np.array([getattr(np.finfo(dtype), x) if isinstance(x, str) else x], dtype)
+    expected = x if result is None else np.array([result], dtype)
+    actual = evaluate(f"{name}(x)", x)
+
+    assert_same_bits(actual, expected)
+
+
+@saturating
+@dtypes
+def test_beyond_its_range_the_function_stays_what_it_is_at_the_end(name, dtype):
+    limits = np.finfo(dtype)
+    for end in np.array(ELEMENTARY[name].range(dtype), dtype):
+        sizes = abs(end) * np.exp2(np.linspace(0, np.log2(limits.max) - 10, 1000))
+        x = np.copysign([*sizes, np.nextafter(abs(end), limits.max), limits.max, np.inf], end).astype(dtype)
+        last = evaluate(f"{name}(x)", np.array([end]))
+        expected = np.full_like(x, last[0])
+        actual = evaluate(f"{name}(x)", x)
+
+        assert_same_bits(actual, expected)
+        assert limits.tiny <= abs(last[0]) < np.inf  # neither subnormal nor too large
+
+
+@dtypes
+def test_tanh_is_odd(dtype, rng):
+    x = samples(ELEMENTARY["tanh"], dtype, rng, 10_000)
+    expected = -evaluate("tanh(x)", x)
+    actual = evaluate("tanh(x)", -x)
+
+    assert_same_bits(actual, expected)
+
+
+# --- exact bits -----------------------------------------------------------------------------------------------------
+
+VALUES = [0.0, -0.0, 1.0, -1.0, 0.1, -3.0, 1e-30, 1e30, np.inf, -np.inf, np.nan]
+EXPRESSIONS = [
+    "x + y",
+    "x - y",
+    "x * y",
+    "x / y",
+    "x + s",
+    "s + x",
+    "x - s",
+    "s - x",
+    "x * s",
+    "s * x",
+    "x / s",
+    "s / x",
+    "3 - x",
+    "x * y + z",  # rounded twice: nothing is fused that is not written so
+    "absolute(x)",
+    "flush(x, s)",
+    "flush(x, y)",
+    "where_less(x, y, z, w)",
+    "where_less(x, s, 0.0, y)",
+    "where_less(0.5, x, y, s)",
+]
+TWINS = {
+    "absolute": np.abs,
+    "flush": lambda x, tiny: np.where(np.abs(x) < tiny, 0.0, x),
+    "where_less": lambda x, y, yes, no: np.where(x < y, yes, no),
+}
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+@dtypes
+def test_expression_gives_the_bits_of_numpy(expression, dtype):
+    s = 0.1  # which neither precision has
+    x, y, z, w = (np.array(column, dtype) for column in zip(*itertools.product(VALUES, repeat=4), strict=True))
+    with np.errstate(all="ignore"):
+        expected = eval(expression, TWINS, {"x": x, "y": y, "z": z, "w": w, "s": dtype(s)})
+    actual = evaluate(expression, x, y, z, w, s=s)
+
+    assert_same_bits(actual, expected.astype(dtype))
+
+
+def fused(x, y, z):
+    """x * y + z, rounded once; twice where the CPU cannot."""
+    x, y, z = np.broadcast_arrays(x, y, z)
+    if not simd.FUSED:
+        return x * y + z
+    with mpmath.workprec(np.finfo(x.dtype).nmant + 1):
+        terms = zip(x.ravel().tolist(), y.ravel().tolist(), z.ravel().tolist(), strict=True)
+        sums = [float(mpmath.fdot([(a, b), (c, 1)])) for a, b, c in terms]
+    return np.array(sums, x.dtype).reshape(x.shape)
+
+
+@pytest.mark.parametrize("operands", ["x, y, z", "s, y, z", "x, s, z", "x, y, s"])
+@dtypes
+def test_multiply_add_rounds_once(operands, dtype, rng):
+    x, y = rng.standard_normal((2, 1000)).astype(dtype)
+    x[:500], y[:500] = x[:500] * dtype(1e-3) + 1, y[:500] * dtype(1e-3) + 1
+    z = np.where(rng.random(1000) < 0.5, -x * y, rng.standard_normal(1000)).astype(dtype)
+    expected = fused(*eval(operands, {"x": x, "y": y, "z": z, "s": dtype(-1.1)}))
+    actual = evaluate(f"multiply_add({operands})", x, y, z, s=-1.1)
+
+    assert_same_bits(actual, expected)
+
+
+@dtypes
+def test_product_that_rounds_to_one_leaves_its_rest(dtype):
+    e = np.array([dtype(2.0) ** -(np.finfo(dtype).nmant // 2 + 3)])
+    expected = -e * e if simd.FUSED else 0 * e  # (1 + e) (1 - e) - 1
+    actual = evaluate("multiply_add(x, y, -1)", 1 + e, 1 - e)
+
+    assert_same_bits(actual, expected)
+    assert_same_bits(evaluate("x * y + (-1)", 1 + e, 1 - e), 0 * e)
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+# Whole buffers are compared, so that what lies before, between and behind the rows guards itself.
+
+
+def buffers(rng, dtype, number):
+    return rng.standard_normal((number, 1000)).astype(dtype)
+
+
+@tiles
+@dtypes
+@pytest.mark.parametrize(("stride", "out_stride"), [(1, 40), (0, 33), (37, 35)])
+def test_tile_is_loaded_and_stored_row_by_row(rows, vectors, dtype, stride, out_stride, rng):
+    actual, x = buffers(rng, dtype, 2)
+    width = vectors * lanes(dtype)
+    expected = actual.copy()
+    for r in range(rows):
+        expected[5 + r * out_stride :][:width] = x[3 + r * stride :][:width]
+    copy(rows, vectors)(x, stride, actual, out_stride)
+
+    assert_same_bits(actual, expected)
+
+
+@functools.cache
+def copy(rows, vectors):
+    @njit
+    def function(x, stride, out, out_stride):
+        store(at(out, 5), out_stride, load(rows, vectors, at(at(x, 1), 2), stride))
+
+    return function
+
+
+@tiles
+@dtypes
+def test_product_of_tiles_adds_up_in_order(rows, vectors, dtype, rng):
+    @njit
+    def product(bias, w, stride, x, n, out):
+        sums = fill(rows, vectors, at(bias, 1))
+        for k in range(n):
+            sums = add_outer(sums, at(w, 2 + k), stride, at(x, 3 + k * 40))
+        store(at(out, 4), 50, sums)
+        store(at(out, 504), 50, zeros(rows, vectors, at(x, 0)))
+
+    actual, bias, w, x = buffers(rng, dtype, 4)
+    width, expected = vectors * lanes(dtype), actual.copy()
+    for r in range(rows):
+        sums = np.full(width, bias[1 + r])
+        for k in range(3):
+            sums = fused(w[2 + r * 7 + k], x[3 + k * 40 :][:width], sums)
+        expected[4 + r * 50 :][:width] = sums
+        expected[504 + r * 50 :][:width] = 0
+    product(bias, w, 7, x, 3, actual)
+
+    assert_same_bits(actual, expected)
+
+
+@tiles
+@dtypes
+def test_tile_of_one_row_stands_for_every_row(rows, vectors, dtype, rng):
+    @njit
+    def function(x, y, out):
+        several, one = load(rows, vectors, at(x, 0), 40), load(1, vectors, at(y, 0), 0)
+        store(at(out, 0), 40, multiply_add(one, several, one - several) * one)
+
+    actual, x, y = buffers(rng, dtype, 3)
+    width, expected = vectors * lanes(dtype), actual.copy()
+    one = y[:width]
+    for r in range(rows):
+        several = x[r * 40 :][:width]
+        expected[r * 40 :][:width] = fused(one, several, one - several) * one
+    function(x, y, actual)
+
+    assert_same_bits(actual, expected)
+
+
+def sum_of_lanes(vector):
+    """The upper half of the lanes is added to the lower half until one is left."""
+    while vector.size > 1:
+        vector = vector[: vector.size // 2] + vector[vector.size // 2 :]
+    return vector[0]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 8])
+@dtypes
+def test_sum_of_lanes_does_not_depend_on_how_many_are_made(rows, dtype, rng):
+    @njit
+    def function(x, g, stride, out):
+        tile = load(rows, 1, at(x, 3), 20)
+        add_lane_sums(tile, at(g, 5), stride)
+        out[7] = lane_sum(tile)
+
+    x, g, out = buffers(rng, dtype, 3)
+    x *= np.exp(x)
+    actual = g.copy(), out.copy()
+    vectors = [x[3 + 20 * r :][: lanes(dtype)] for r in range(rows)]
+    sums = np.array([sum_of_lanes(vector) for vector in vectors])
+    g[5 : 5 + 11 * rows : 11] += sums
+    out[7] = functools.reduce(np.add, sums)
+    function(x, actual[0], 11, actual[1])
+
+    assert_same_bits(actual[0], g)
+    assert_same_bits(actual[1], out)
+
+
+@dtypes
+def test_order_of_a_sum_of_lanes_shows_in_its_bits(dtype, rng):
+    x = buffers(rng, dtype, 1)[0]
+    vectors = x[: 60 * lanes(dtype)].reshape(60, -1)
+    differ = [sum_of_lanes(vector) != functools.reduce(np.add, vector) for vector in vectors]
+
+    assert np.mean(differ) > 0.5  # otherwise the test above could not fail
+
+
+@pytest.mark.parametrize("rows", [1, 5, 8, 15, 16, 20])
+@dtypes
+def test_rows_are_gathered_and_transposed(rows, dtype, rng):
+    @njit
+    def function(x, index, stride, rows, nothing, out, transposed):
+        tile = load_rows(at(x, 3), at(index, 0), stride, rows, at(nothing, 1))
+        store(at(out, 7), 20, tile)
+        store(at(transposed, 7), 20, transpose(tile))
+
+    width = lanes(dtype)
+    x, nothing, out, transposed = buffers(rng, dtype, 4)
+    index = rng.permutation(16)
+    index[min(rows, width) :] = 10**12  # nothing is read there
+    actual = out.copy(), transposed.copy()
+    for r in range(width):
+        row = x[3 + 17 * index[r] :][:width] if r < rows else nothing[1:][:width]
+        out[7 + 20 * r :][:width] = row
+        transposed[7 + r :][: 20 * width : 20] = row
+    function(x, index, 17, rows, nothing, *actual)
+
+    assert_same_bits(actual[0], out)
+    assert_same_bits(actual[1], transposed)
+
+
+@dtypes
+def test_vector_is_64_bytes(dtype):
+    expected = lanes(dtype)
+    actual = njit(lambda x: lanes_of(at(x, 0)))(np.zeros(1, dtype))
+
+    assert actual == expected
+
+
+# --- the machine ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="the names are those of x86")
+@pytest.mark.parametrize(
+    ("processor", "expected"), [("haswell", "256 True"), ("skylake-avx512", "512 True"), ("x86-64", "128 False")]
+)
+def test_code_generator_is_asked_what_it_can_do(processor, expected):
+    environment = os.environ | {
+        "NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": "", "PYTHONPATH": str(Path(simd.__file__).parents[1])
+    }  # fmt: skip
+    code = "from fastbp import simd; print(simd.REGISTER_BITS, simd.FUSED)"
+    command = [sys.executable, "-W", "error", "-c", code]
+    actual = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    assert actual.strip() == expected
+
+
+def test_every_intrinsic_is_tested():
+    def intrinsics(names):
+        return {name for name, value in names.items() if isinstance(value, type(simd.at))}
+
+    expected = intrinsics(vars(simd))
+    actual = intrinsics(globals()) | set(ELEMENTARY) | set(re.findall(r"\w+(?=\()", " ".join(EXPRESSIONS)))
+
+    assert actual == expected
