@@ -261,11 +261,12 @@ def _tanh(x: Lanes) -> Lanes:
     expm1 = fma(r * r, terms, r)
     e = fma(scale, expm1, scale - 1.0)
     lost = fma(scale, expm1, (scale - 1.0) - e)
-    divisor = 2.0 + e
-    quotient = -e / divisor
-    # The quotient's share of what rounding e and 2 + e lost, with 1 / divisor = (1 + tanh) / 2. Without: 2.4 units.
-    share = fma(quotient, lost + (e - (divisor - 2.0)), lost)
-    result = fma(share, fma(quotient, -0.5, -0.5), quotient)
+    quotient = -e / (2.0 + e)
+    # One step of division by hand for what rounding e, 2 + e and the quotient lost; 1 / (2 + e) = (1 + tanh) / 2.
+    # Without it 2.4 units in the last place instead of 1.7.
+    rest = fma(-quotient, e, fma(quotient, -2.0, -e))
+    above = 1.0 + quotient
+    result = fma(fma(-lost, above, rest), 0.5 * above, quotient)
     sign = x.integer(1 << (x.width - 1))
     return x.from_bits(builder.or_((-_minus_absolute(result)).bits(), builder.and_(x.bits(), sign)))
 

@@ -1,0 +1,367 @@
+"""What the compiler makes of the kernels: instructions, versions, allocations, and the same bits from every CPU's code.
+
+No clock is read. The processor that code is generated for is fixed when Numba is imported, so other processes do the
+work: this file is also the program that they run.
+"""
+
+import functools
+import gc
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastbp
+
+DTYPES = "float32", "float64"
+CONFIGURATIONS = {  # rows, settings; 5 inputs
+    "one vector": (6, {"hidden": 3, "activation": "sigmoid", "optimizer": "sgd", "learning_rate": 0.1}),
+    "one vector, Adam, shuffled": (20, {"hidden": (4, 3), "activation": "tanh", "batch_size": 5}),
+    "linear": (20, {"batch_size": 1, "shuffle": False}),
+    "panels": (300, {"hidden": (70, 9), "optimizer": fastbp.SGD(momentum=0.9, nesterov=True), "batch_size": None}),
+    "panels, shuffled": (70, {"hidden": (17, 9, 5), "activation": "tanh", "batch_size": 24}),
+    "no bias": (70, {"hidden": 33, "activation": "sigmoid", "bias": False, "reduction": "sum"}),
+    "binary": (70, {"hidden": 20, "activation": "leaky_relu", "loss": "binary_cross_entropy"}),
+    "classes": (70, {"hidden": (20, 12), "loss": "cross_entropy", "optimizer": "sgd"}),
+}
+LAYOUTS = {
+    "Fortran": np.asfortranarray,
+    "strided": lambda X: np.repeat(X, 2, axis=1)[::-1, ::2],
+    "read-only": lambda X: np.frombuffer(X.tobytes()).reshape(X.shape),
+    "big-endian": lambda X: X.astype(">f8"),
+    "float16": np.float16,
+    "integers": lambda X: (9 * X).astype(np.int16),
+    "booleans": lambda X: X > 0,
+    "lists": lambda X: X.tolist(),
+}
+
+
+# --- the work of the other processes --------------------------------------------------------------------------------
+
+
+def data(rows, loss="squared_error"):
+    X = np.random.default_rng(rows).uniform(-1, 1, (rows, 5))
+    score = X[:, 0] * X[:, 1] + X[:, 2]
+    if loss == "cross_entropy":
+        return X, np.digitize(score, [-0.3, 0.3])
+    return X, score > 0 if loss == "binary_cross_entropy" else np.column_stack([score, -X[:, 3]])
+
+
+def trained(name, dtype, epochs):
+    rows, settings = CONFIGURATIONS[name]
+    X, y = data(rows, settings.get("loss", "squared_error"))
+    return X, fastbp.train(X, y, epochs=epochs, dtype=dtype, seed=1, **settings)
+
+
+def assembly():
+    """Assembly of the entries, which are compiled and not run: this CPU may be another."""
+    from fastbp import kernels
+
+    entries = {"run": kernels.run, "predict": kernels.predict}
+
+    def compile_only(entry):
+        return lambda *arguments: entry.compile(tuple(map(entry.typeof_pyval, arguments))) and kernels.FINISHED
+
+    for name, entry in entries.items():
+        setattr(kernels, name, compile_only(entry))
+    for dtype in DTYPES:
+        X, result = trained("linear", dtype, 0)
+        result.network.predict(X)
+    for name, entry in entries.items():
+        setattr(kernels, name, entry)
+    return {name: dict(zip(DTYPES, entry.inspect_asm().values(), strict=True)) for name, entry in entries.items()}
+
+
+def bits():
+    """Hash of all that 50 epochs compute, for each configuration and precision."""
+    hashes = {}
+    for name in CONFIGURATIONS:
+        for dtype in DTYPES:
+            X, result = trained(name, dtype, 50)
+            arrays = result.network.params, result.loss, result.error, result.network.predict(X)
+            hashes[f"{name}, {dtype}"] = sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+    return hashes
+
+
+def versions():
+    """How many versions of each compiled function there are, and how many of the entries' came from the cache."""
+    from fastbp import kernels
+
+    for layout in LAYOUTS.values():
+        X, y = data(10)
+        X = layout(X)
+        fastbp.train(X, layout(y), hidden=3, epochs=1).network.predict(X)
+    entries = {"run": kernels.run, "predict": kernels.predict}
+    compiled = {name for name, value in vars(kernels).items() if getattr(value, "signatures", None)} - entries.keys()
+    return {
+        name: {
+            "versions": len(entry.signatures),
+            "loaded": sum(entry.stats.cache_hits.values()),
+            "compiled": sum(entry.stats.cache_misses.values()),
+        }
+        for name, entry in entries.items()
+    } | {"kernels compiled": sorted(compiled)}
+
+
+def allocated():
+    """Numba's count of allocations and of what was freed."""
+    from numba.core.runtime import rtsys
+
+    statistics = rtsys.get_allocation_stats()
+    return statistics.alloc + statistics.mi_alloc, statistics.free + statistics.mi_free
+
+
+def allocations():
+    """Blocks of each call of the kernel, and what it allocated and freed, for each configuration and precision."""
+    from fastbp import kernels
+
+    run, calls = kernels.run, {}
+
+    def counting(*arguments):
+        before = allocated()
+        status = run(*arguments)
+        after = allocated()
+        calls[name, dtype].append((int(arguments[-1]), after[0] - before[0], after[1] - before[1]))
+        return status
+
+    kernels.run = counting
+    for name in CONFIGURATIONS:
+        for dtype in DTYPES:
+            calls[name, dtype] = []
+            trained(name, dtype, 300)
+    kernels.run = run
+    return {", ".join(key): value for key, value in calls.items()}
+
+
+def leaks():
+    """What 1,000 trainings leave behind: allocations of Numba, bytes of Python, bytes of the process (Linux)."""
+
+    def state():
+        gc.collect()
+        held = allocated()
+        statm = Path("/proc/self/statm")
+        pages = int(statm.read_text().split()[1]) if statm.exists() else 0
+        return np.array([held[0] - held[1], tracemalloc.get_traced_memory()[0], 4096 * pages])
+
+    def trainings(number):
+        for _ in range(number // len(CONFIGURATIONS) // 2):
+            for name in CONFIGURATIONS:
+                for dtype in DTYPES:
+                    X, result = trained(name, dtype, 1)
+                    result.network.predict(X)
+
+    tracemalloc.start()
+    trainings(500)  # until lists that Python keeps for the next tuple are full
+    before = state()
+    trainings(1000)
+    after = state()
+    return dict(zip(["numba", "python", "process"], (after - before).tolist(), strict=True))
+
+
+# --- the tests ------------------------------------------------------------------------------------------------------
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+x86 = pytest.mark.skipif(not X86, reason="the instructions are those of x86")
+
+
+def work(*names, **environment):
+    """Results of the functions of these names, from another process."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "FASTBP_"))}
+    kept |= {"NUMBA_CACHE_DIR": os.environ["NUMBA_CACHE_DIR"], "PYTHONPATH": str(Path(fastbp.__file__).parents[1])}
+    command = [sys.executable, "-W", "error", __file__, *names]
+    done = subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    return json.loads(done.stdout)
+
+
+def runs_here(processor):
+    from llvmlite.binding import get_host_cpu_features
+
+    features = get_host_cpu_features()
+    needed = ["avx2", "bmi2", "fma"]
+    if processor == "skylake-avx512":
+        needed += ["avx512bw", "avx512cd", "avx512dq", "avx512vl"]
+    return all(features.get(feature) for feature in needed)
+
+
+@functools.cache
+def results():
+    """What each process says; two work at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        futures = {"native": pool.submit(work, "bits", "versions")}
+        for processor in ("haswell", "skylake-avx512") if X86 else ():
+            names = ["assembly", "bits"] if runs_here(processor) else ["assembly"]
+            pinned = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": "", "FASTBP_CACHE": "0"}
+            futures[processor] = pool.submit(work, *names, **pinned)
+        futures["bounds checks"] = pool.submit(work, "bits", NUMBA_BOUNDSCHECK="1", FASTBP_CACHE="0")
+        return {name: future.result() for name, future in futures.items()}
+
+
+@functools.cache
+def warm():
+    """What a process says that finds all compiled code in the cache."""
+    results()
+    return work("bits", "versions", "allocations", "leaks", NUMBA_NRT_STATS="1")
+
+
+@pytest.mark.parametrize("process", ["haswell", "skylake-avx512", "bounds checks", "warm"])
+def test_same_bits_from_all_code(process):
+    result = warm() if process == "warm" else results().get(process, {})
+    if "bits" not in result:
+        pytest.skip("this CPU cannot run the code")
+    expected = results()["native"]["bits"]
+    actual = result["bits"]
+
+    assert actual == expected
+
+
+def test_configurations_differ_in_their_bits():
+    hashes = results()["native"]["bits"].values()
+
+    assert len(set(hashes)) == len(CONFIGURATIONS) * len(DTYPES)
+
+
+@pytest.mark.parametrize("entry", ["run", "predict"])
+def test_one_version_of_each_precision_serves_everything(entry):
+    expected = len(DTYPES)
+    actual = results()["native"]["versions"][entry]["versions"]
+
+    assert actual == expected
+
+
+def test_second_process_compiles_nothing():
+    loaded = {"versions": 2, "loaded": 2, "compiled": 0}
+    expected = {"run": loaded, "predict": loaded, "kernels compiled": []}
+    actual = warm()["versions"]
+
+    assert actual == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_allocations_of_a_call_do_not_grow_with_its_batches(name, dtype):
+    calls = warm()["allocations"][f"{name}, {dtype}"]
+    blocks = [blocks for blocks, *_ in calls]
+    counts = {(made, freed) for _, made, freed in calls}
+
+    assert max(blocks) >= 8  # or no call had many
+    assert len(counts) == 1
+    assert all(made == freed for made, freed in counts)
+
+
+def test_thousand_trainings_leak_nothing():
+    actual = warm()["leaks"]
+
+    assert actual["numba"] == 0
+    assert actual["python"] < 16 * 1024
+    assert actual["process"] < 2**21
+
+
+# --- assembly -------------------------------------------------------------------------------------------------------
+
+REGISTERS = {"haswell": "ymm", "skylake-avx512": "zmm"}
+LOOPS = {  # the functions of a loop, and whose code it is part of if they are compiled into their caller
+    "product": (r"product", r"forward"),
+    "weight gradient": (r"weight_gradient|wide|narrow", r"backward"),
+}
+ALLOWED = {
+    "memset",
+    "memcpy",
+    "memmove",
+    "NRT_incref",
+    "NRT_decref",
+}  # zeros, copies, and the arguments counted as used
+processors = pytest.mark.parametrize("processor", REGISTERS)
+entries = pytest.mark.parametrize("entry", ["run", "predict"])
+dtypes = pytest.mark.parametrize("dtype", DTYPES)
+
+
+def code_of_kernels(processor, entry, dtype):
+    """Name and assembly of each kernel that was not compiled into its caller."""
+    assembly = results()[processor]["assembly"][entry][dtype]
+    parts = re.split(r"^(?!\.?L)([\w.$]+):", assembly, flags=re.MULTILINE)
+    kernels = []
+    for symbol, code in zip(parts[1::2], parts[2::2], strict=True):
+        if match := re.match(r"_+ZN6fastbp7kernels(\d+)", symbol):
+            kernels.append((symbol[match.end() :][: int(match[1])], code))
+    return kernels
+
+
+def pieces(loop, processor, dtype):
+    """The code of a loop of `run`, cut at its labels."""
+    kernels = code_of_kernels(processor, "run", dtype)
+    for pattern in LOOPS[loop]:
+        if found := [code for name, code in kernels if re.match(pattern, name)]:
+            return [piece for code in found for piece in re.split(r"^\.?L\w+:", code, flags=re.MULTILINE)]
+    raise AssertionError([name for name, _ in kernels])
+
+
+@x86
+@processors
+@dtypes
+@pytest.mark.parametrize("loop", LOOPS)
+def test_sums_fill_whole_registers_and_hide_the_latency(loop, processor, dtype):
+    suffix, register = {"float32": "ps", "float64": "pd"}[dtype], REGISTERS[processor]
+    fused = re.compile(rf"\bvfmadd\d+{suffix}\b.*%({register}\d+)$", re.MULTILINE)
+    sums = [len(set(fused.findall(piece))) for piece in pieces(loop, processor, dtype)]
+
+    assert max(sums) >= 8  # two units, and four cycles until a sum can be added to again
+
+
+@x86
+@processors
+@dtypes
+@pytest.mark.parametrize("loop", LOOPS)
+def test_sums_stay_in_registers(loop, processor, dtype):
+    busy = [piece for piece in pieces(loop, processor, dtype) if len(re.findall(r"\bvfmadd", piece)) >= 8]
+    spilled = [line for piece in busy for line in piece.splitlines() if re.search(r"\sv\w+.*\(%rsp", line)]
+
+    assert spilled == []
+
+
+@x86
+@processors
+@entries
+@dtypes
+def test_no_scalars_are_multiplied_and_added_at_once(entry, processor, dtype):
+    for _, code in code_of_kernels(processor, entry, dtype):
+        assert re.findall(r"\bvfn?m(?:add|sub)\d+s[sd]\b.*", code) == []
+
+
+@x86
+@processors
+@entries
+@dtypes
+def test_kernels_call_each_other_and_nothing_else(entry, processor, dtype):
+    called = {
+        name
+        for _, code in code_of_kernels(processor, entry, dtype)
+        for name in re.findall(r"(?:\bmovabsq\s+\$|\bcall\w*\s+|\bjmp\s+)_?([A-Za-z]\w*)", code)
+        if not re.match(r"ZN6fastbp7kernels|L[A-Z]", name)
+    }
+
+    assert {name for name, _ in code_of_kernels(processor, entry, dtype)} > {entry}
+    assert called - ALLOWED == set()
+
+
+@x86
+@processors
+@entries
+@dtypes
+def test_entries_allocate_nothing(entry, processor, dtype):
+    assembly = results()[processor]["assembly"][entry][dtype]
+
+    assert re.findall(r"NRT_MemInfo_\w*alloc\w*|NRT_Allocate\w*|NRT_MemInfo_new\w*", assembly) == []
+
+
+if __name__ == "__main__":
+    print(json.dumps({name: globals()[name]() for name in sys.argv[1:]}))  # noqa: T201
