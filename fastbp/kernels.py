@@ -396,10 +396,11 @@ def top_layer(plan):
 
 
 @kernel
-def forward(plan, memory, x, F, panels):
+def forward(plan, params, none, x, F, panels, activations):
     """a_l = f_l(W_l^T a_{l-1} + b_l) for every layer of a block; the last layer is left as logits.
 
-    x (panels, F, S);  writes activations, layer after layer, each (panels, O, S).
+    params (P,), none (widest layer,) zeros, x (panels, F, S);  writes activations, layer after layer, each
+    (panels, O, S).
     """
     layers, S = plan.layers, plan.width
     a, a_stride = x, F
@@ -407,8 +408,8 @@ def forward(plan, memory, x, F, panels):
     unit = np.int64(1)  # a literal would compile `product` once more
     for layer in range(layers):
         I, O = plan.sizes[layer], plan.sizes[layer + 1]
-        weights, out = at(memory.params, w), at(memory.activations, top)
-        bias = at(memory.params, w + I * O) if plan.biases else memory.none
+        weights, out = at(params, w), at(activations, top)
+        bias = at(params, w + I * O) if plan.biases else none
         for p in range(panels):
             z = at(out, p * O * S)
             # z[o, s] = b[o] + sum_i w[i, o] a[i, s]
@@ -711,7 +712,7 @@ def run(plan, memory, data, blocks):
         if plan.tiny:
             tiny_batch(plan, memory, x, scale)
         else:
-            forward(plan, memory, x, F, panels)
+            forward(plan, memory.params, memory.none, x, F, panels, memory.activations)
             output_layer(plan, memory, x, F, panels)
             backward(plan, memory, x, F, count)
             if row == batch + batch_rows:
@@ -730,22 +731,22 @@ def run(plan, memory, data, blocks):
 
 
 @entry
-def predict(plan, memory, data, order, predictions):
+def predict(plan, params, data, order, none, gathered, activations, predictions):
     """Predictions for all rows, a block at a time.
 
-    data (n, I) flat, order (n,);  writes predictions (n, O).
+    params (P,), data (n, I), order (n,), none (widest layer, at least V) zeros;  writes gathered (block, I, S),
+    activations as `forward` and predictions (n, O). All arrays are flat.
     """
-    plan, memory = bare_plan(plan), bare_memory(memory)
+    plan, x = bare_plan(plan), at(gathered, 0)
     n, S, I, O = plan.rows, plan.width, plan.sizes[0], plan.sizes[plan.layers]
     kind, top = plan.kinds[plan.layers - 1], top_layer(plan)
-    x = memory.data
     for first in range(0, n, plan.block * S):
         count = min(n - first, plan.block * S)
         panels = (count + S - 1) // S
-        gather(at(data, 0), at(order, first), count, I, S, panels, memory.none, x)
-        forward(plan, memory, x, I, panels)
+        gather(at(data, 0), at(order, first), count, I, S, panels, at(none, 0), x)
+        forward(plan, at(params, 0), at(none, 0), x, I, panels, at(activations, 0))
         for p in range(panels):
-            a = at(memory.activations, top + p * O * S)
+            a = at(activations, top + p * O * S)
             if kind == SOFTMAX:
                 for v in range(0, S, lanes_of(a)):
                     softmax(highest(at(a, v), O, S), at(a, v), O, S)

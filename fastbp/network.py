@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastbp import checks
 from fastbp.choices import INITIALISERS, LOSSES
-from fastbp.workspace import make_forward_memory, make_memory, make_plan, panels_of, rows_of
+from fastbp.workspace import forward_memory, make_memory, make_plan, panels_of, rows_of
 
 Array = NDArray[Any]
 
@@ -203,8 +203,9 @@ class Network:
         predictions = np.empty((len(X), self.sizes[-1]), self.params.dtype)
         if len(X):
             plan = make_plan(self, len(X), len(X))
-            memory = make_forward_memory(plan, self.params)
-            engine("numba").predict(plan, memory, X.ravel(), np.arange(len(X)), predictions)
+            gathered, activations, none = forward_memory(plan, self.params.dtype)
+            order = np.arange(len(X))
+            engine("numba").predict(plan, self.params, X, order, none, gathered, activations, predictions)
         return predictions
 
     def loss_and_gradient(self, X: ArrayLike, y: ArrayLike) -> tuple[float, Array]:

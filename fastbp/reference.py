@@ -272,9 +272,9 @@ def run(plan: Any, memory: Any, data: Array, blocks: int) -> int:
     return FINISHED
 
 
-def predict(plan: Any, memory: Any, data: Array, order: NDArray[np.int64], predictions: Array) -> int:
-    """Predictions for the data (n, I) in the given order (n,);  writes predictions (n, O)."""
-    x = data.reshape(plan.rows, -1)[order]
-    z, kind = forward(plan, memory.params, x)[-1], plan.kinds[-1]
+def predict(plan: Any, params: Array, data: Array, order: NDArray[np.int64], *memory: Array) -> int:
+    """Predictions for the data (n, I) in the given order (n,);  writes the last array, predictions (n, O)."""
+    *_, predictions = memory
+    z, kind = forward(plan, params, data[order])[-1], plan.kinds[-1]
     predictions[:] = softmax(z) if kind == SOFTMAX else activation(kind, z)
     return FINISHED

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +14,6 @@ from fastbp.choices import ACTIVATIONS, KEEP_GRADIENT, LOSSES, SGD, Adam
 Array = NDArray[Any]
 
 VECTOR_BYTES = 64
-NO_INTEGERS, NO_FLOATS = np.empty(0, np.int64), np.empty(0)
 TINY_UNITS = 8  # the fused path: every layer at most so wide, and the batch one vector
 BLOCK_VECTORS = 8  # samples of a block: what its sums are read back for, against what stays in the cache
 
@@ -97,17 +98,33 @@ def make_plan(
     seed: int = 0,
 ) -> Plan:
     """Plan for so many rows; without an optimiser the gradient is kept as it is summed."""
-    dtype = network.params.dtype
-    width = panel_width(batch_size, dtype)
+    shape = network.sizes, network.activations, network.loss, network.bias, network.params.dtype
+    return _plan(*shape, rows, batch_size, optimizer, mean, shuffled, seed)
+
+
+@functools.lru_cache(maxsize=256)  # a network that predicts row by row asks for the same one again and again
+def _plan(
+    sizes: tuple[int, ...],
+    activations: tuple[str, ...],
+    loss: str,
+    bias: bool,
+    dtype: Any,
+    rows: int,
+    batch_size: int,
+    optimizer: SGD | Adam | None,
+    mean: bool,
+    shuffled: bool,
+    seed: int,
+) -> Plan:
     lanes = VECTOR_BYTES // dtype.itemsize
-    block = min(-(-batch_size // width), BLOCK_VECTORS * lanes // width)
+    width = panel_width(batch_size, dtype)
     return Plan(
-        sizes=np.array(network.sizes, np.int64),
-        kinds=np.array([ACTIVATIONS[name].code for name in network.activations], np.int64),
-        layers=len(network.activations),
-        parameters=network.params.size,
-        loss=LOSSES[network.loss].code,
-        biases=network.bias,
+        sizes=np.array(sizes, np.int64),
+        kinds=np.array([ACTIVATIONS[name].code for name in activations], np.int64),
+        layers=len(activations),
+        parameters=sum(outputs * (inputs + bias) for inputs, outputs in itertools.pairwise(sizes)),
+        loss=LOSSES[loss].code,
+        biases=bias,
         optimizer=optimizer.code if optimizer else KEEP_GRADIENT,
         settings=np.array((optimizer.learning_rate, *optimizer.settings) if optimizer else (0, 0, 0, 0), dtype),
         batch_size=batch_size,
@@ -116,54 +133,42 @@ def make_plan(
         seed=seed,
         rows=rows,
         width=width,
-        block=block,
-        tiny=batch_size <= lanes and max(network.sizes) <= TINY_UNITS,
+        block=min(-(-batch_size // width), BLOCK_VECTORS * lanes // width),
+        tiny=batch_size <= lanes and max(sizes) <= TINY_UNITS,
     )
+
+
+def forward_memory(plan: Plan, dtype: Any) -> tuple[Array, Array, Array]:
+    """What a forward pass writes: the rows gathered for a block and the activations; and zeros for missing biases."""
+    inputs, *units = plan.sizes.tolist()
+    samples, lanes = plan.block * plan.width, VECTOR_BYTES // dtype.itemsize
+    gathered, activations = samples * (inputs + units[-1] + 1), samples * sum(units)
+    memory = aligned(gathered + activations + max(lanes, inputs, *units), dtype)
+    return memory[:gathered], memory[gathered : gathered + activations], memory[gathered + activations :]
 
 
 def make_memory(plan: Plan, params: Array, epochs: int) -> Memory:
     """Memory to train for so many epochs, with these parameters, which the kernel updates in place."""
     dtype, lanes = params.dtype, VECTOR_BYTES // params.dtype.itemsize
     samples, P, widest = plan.block * plan.width, plan.parameters, max(plan.sizes.tolist())
-    forward = make_forward_memory(plan, params)
-    return forward._replace(
+    data, activations, none = forward_memory(plan, dtype)
+    return Memory(
+        params=params,
         gradient=aligned(P + lanes, dtype),  # kernels read and rewrite up to a vector beyond the last row
         first=aligned(P, dtype),
         second=aligned(P, dtype),
+        none=none,
         counting=np.arange(lanes),
         order=np.empty(plan.rows * plan.shuffled, np.int64),
         scalars=aligned(5, dtype),
-        deltas=aligned(forward.activations.size, dtype),
+        data=data,
+        activations=activations,
+        deltas=aligned(activations.size, dtype),
         scratch=aligned(samples * -(-widest // lanes) * lanes, dtype),
         position=np.zeros(3, np.int64),
         totals=np.array([0.0, 0.0, 1.0, 1.0]),
         loss=np.zeros(epochs),
         error=np.zeros(epochs),
-    )
-
-
-def make_forward_memory(plan: Plan, params: Array) -> Memory:
-    """Memory of a prediction, which writes activations only: to allocate the rest would take longer than a row."""
-    dtype, lanes = params.dtype, VECTOR_BYTES // params.dtype.itemsize
-    samples, nothing = plan.block * plan.width, params[:0]
-    inputs, *units = plan.sizes.tolist()
-    return Memory(
-        params=params,
-        gradient=nothing,
-        first=nothing,
-        second=nothing,
-        none=aligned(max(lanes, inputs, *units), dtype),
-        counting=NO_INTEGERS,
-        order=NO_INTEGERS,
-        scalars=nothing,
-        data=aligned(samples * (inputs + units[-1] + 1), dtype),
-        activations=aligned(samples * sum(units), dtype),
-        deltas=nothing,
-        scratch=nothing,
-        position=NO_INTEGERS,
-        totals=NO_FLOATS,
-        loss=NO_FLOATS,
-        error=NO_FLOATS,
     )
 
 

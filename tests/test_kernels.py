@@ -18,7 +18,7 @@ from fastbp.workspace import (
     Memory,
     Plan,
     aligned,
-    make_forward_memory,
+    forward_memory,
     make_memory,
     make_plan,
     panels_of,
@@ -880,13 +880,13 @@ def test_saturated_runs_leave_no_subnormal_deltas_or_momenta(optimizer, tiny, dt
 def predicted(engine, network, x, order, batch_size=None):
     """Predictions for the rows in this order."""
     plan = make_plan(network, len(order), batch_size or len(order))
-    memory = make_forward_memory(plan, network.params)
+    gathered, activations, none = forward_memory(plan, x.dtype)
     predictions = np.empty((len(order), network.sizes[-1]), x.dtype)
-    arguments = plan, memory, x.ravel(), order, predictions
+    arguments = plan, network.params, x, order, none, gathered, activations, predictions
     if engine is kernels:
-        status = call(engine.predict, *arguments, writes=[memory.data, memory.activations, predictions])
+        status = call(engine.predict, *arguments, writes=[gathered, activations, predictions])
     else:
-        status = engine.predict(plan._replace(rows=len(x)), *arguments[1:])
+        status = engine.predict(*arguments)
     assert status == engine.FINISHED
     return predictions
 

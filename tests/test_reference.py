@@ -340,7 +340,7 @@ def test_loss_of_a_run_is_scikit_learns(loss, rng):
     X, network = rng.normal(size=(20, 4)), Network((4, 5, outputs), activation="tanh", loss=loss, seed=0)
     plan, memory = prepare(network, 20, 20)
     predictions = np.empty((20, outputs))
-    reference.predict(plan, memory, X.ravel(), np.arange(20), predictions)
+    reference.predict(plan, memory.params, X, np.arange(20), predictions)
 
     expected = log_loss(labels, predictions)
     actual = trained(network, X, y, 20, SGD(0.1)).loss[0]
@@ -624,7 +624,7 @@ def test_predictions_are_forward_and_activation_in_the_order_asked_for(output, r
     network, X, order = Network((3, 4, 2), output=output, loss=loss, seed=0), rng.normal(size=(5, 3)), [3, 0, 4, 2, 1]
     plan, memory = prepare(network, 5, 5)
     predictions = np.empty((5, 2))
-    status = reference.predict(plan, memory, X.ravel(), np.array(order), predictions)
+    status = reference.predict(plan, memory.params, X, np.array(order), predictions)
     (w1, w2), (b1, b2) = network.weights, network.biases
 
     expected = PEERS[output](np.maximum(X[order] @ w1 + b1, 0) @ w2 + b2)
