@@ -1,0 +1,1 @@
+"""Benchmarks of fastbp and its peers: `pytest --benchmark-only`, then `python -m benchmarks`."""
