@@ -138,7 +138,7 @@ CASES: dict[str, Callable[[], Callable[[], object]]] = {
     "tanh, SGD with momentum": lambda: training(
         20, "float64", curve, hidden=(32, 32), activation="tanh", optimizer=fastbp.SGD(momentum=0.9), batch_size=64
     ),
-    "predict 1 row": partial(prediction, calls=200, rows=1),
+    "predict 1 row": partial(prediction, calls=300, rows=1),
     "predict 10,000 rows": partial(prediction, calls=10, rows=10_000),
 }  # fmt: skip
 
