@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.cases import PREDICTIONS, predictor
+from benchmarks.cases import PREDICTIONS
 from benchmarks.conftest import prepare
-from benchmarks.peers import PREDICTORS
+from benchmarks.peers import PREDICTORS, predictor
 
 
 @pytest.mark.parametrize("library", PREDICTORS)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.cases import CASES, trainer
+from benchmarks.cases import CASES
 from benchmarks.conftest import prepare
 from benchmarks.peak import peak_gflops
-from benchmarks.peers import LIBRARIES
+from benchmarks.peers import LIBRARIES, trainer
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

@@ -121,46 +121,6 @@ def data(case: Case) -> tuple[Array, Array]:
     return X.astype(case.dtype), y.astype(case.dtype)
 
 
-def trainer(case: Case, library: str) -> Callable[[int], float]:
-    """Prepare a case in a library, one of `peers.LIBRARIES`.
-
-    Returns
-    -------
-    callable
-        Trains so many epochs from the weights of the case, the same at each call, and returns the mean loss of a row
-        in the last epoch. Its first call may compile.
-
-    Raises
-    ------
-    ImportError
-        If the library is not installed.
-    NotImplementedError
-        If the library cannot do the same arithmetic; the message says why.
-    """
-    from benchmarks.peers import LIBRARIES
-
-    return LIBRARIES[library](case)
-
-
-def predictor(case: Case, library: str) -> Callable[[int], None]:
-    """Prepare a prediction in a library, one of `peers.PREDICTORS`: a function that makes it so many times.
-
-    Raises
-    ------
-    ImportError
-        If the library is not installed.
-    """
-    from benchmarks.peers import PREDICTORS
-
-    predict = PREDICTORS[library](case)
-
-    def repeat(times: int) -> None:
-        for _ in range(times):
-            predict()
-
-    return repeat
-
-
 def calibrate(repeat: Callable[[int], Any], seconds: float = CALL_SECONDS) -> int:
     """Return the number, of epochs or of predictions, that takes about so long.
 

@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.cases import CASES, calibrate, trainer
+from benchmarks.cases import CASES, calibrate
 from benchmarks.compare import NO_VERDICT, PASS, SLOWER, MeasurementError, Tree, publish, python, table
 from benchmarks.gate_cases import clock
+from benchmarks.peers import trainer
 
 HERE = Path(__file__).resolve().parent
 FLOORS: dict[str, float] = tomllib.loads((HERE / "floors.toml").read_text(encoding="utf-8"))["floors"]

@@ -341,3 +341,39 @@ PREDICTORS: dict[str, Callable[[Case], Predict]] = {
     "torch": functools.partial(torch_predictor, torch_threads),
     "jax": jax_predictor,
 }
+
+
+def trainer(case: Case, library: str) -> Train:
+    """Prepare a case in a library, one of LIBRARIES.
+
+    Returns
+    -------
+    callable
+        Trains so many epochs from the weights of the case, the same at each call, and returns the mean loss of a row
+        in the last epoch. Its first call may compile.
+
+    Raises
+    ------
+    ImportError
+        If the library is not installed.
+    NotImplementedError
+        If the library cannot do the same arithmetic; the message says why.
+    """
+    return LIBRARIES[library](case)
+
+
+def predictor(case: Case, library: str) -> Callable[[int], None]:
+    """Prepare a prediction in a library, one of PREDICTORS: a function that makes it so many times.
+
+    Raises
+    ------
+    ImportError
+        If the library is not installed.
+    """
+    predict = PREDICTORS[library](case)
+
+    def repeat(times: int) -> None:
+        for _ in range(times):
+            predict()
+
+    return repeat

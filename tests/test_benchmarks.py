@@ -24,9 +24,8 @@ from benchmarks.cases import (
     calibrate,
     data,
     exponential,
-    trainer,
 )
-from benchmarks.peers import LIBRARIES, PREDICTORS
+from benchmarks.peers import LIBRARIES, PREDICTORS, trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 5
