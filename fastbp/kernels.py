@@ -60,6 +60,7 @@ from fastbp.simd import (
 from fastbp.workspace import Memory, Plan
 
 FINISHED, DIVERGED = range(2)
+PANELS = True  # how `run` takes rows that are not shuffled
 
 
 # --- matrix product -------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from fastbp.choices import (
 
 Array = NDArray[Any]
 FINISHED, DIVERGED = range(2)
+PANELS = False  # `run` takes the rows themselves
 
 
 # --- matrix product -------------------------------------------------------------------------------------------------

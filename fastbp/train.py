@@ -133,7 +133,8 @@ def train(
     Notes
     -----
     The same arguments, seed and version give the same bits on every CPU with fused multiply-add. Ctrl-C raises
-    KeyboardInterrupt within 50 ms; a `network` that was handed in then has the weights reached so far.
+    KeyboardInterrupt within 50 ms, or after the order of an epoch is drawn: 90 ms for ten million shuffled rows. A
+    `network` that was handed in then has the weights reached so far.
 
     References
     ----------
@@ -164,8 +165,8 @@ def train(
     seed = checks.seed(seed)
     precision = checks.dtype(dtype, X)
     checks.representable(settings, precision)
-    X = checks.features(X, precision, network.sizes[0] if network else None)
-    y = checks.targets(y, loss, len(X), network.sizes[-1] if network else None, precision)
+    X = checks.features(X, precision, None if network is None else network.sizes[0])
+    y = checks.targets(y, loss, len(X), None if network is None else network.sizes[-1], precision)
     n = len(X)
     batch_size = n if batch_size is None else min(checks.count("batch_size", batch_size), n)
     if network is None:
@@ -180,11 +181,9 @@ def train(
     rows = rows_of(X, y)
     compile_began = time.perf_counter()
     compute = engine(backend)
-    if compute.__name__.endswith("reference"):
+    if not compute.PANELS:
         plan = plan._replace(block=-(-batch_size // plan.width))  # whole batches: NumPy has no use for blocks
-        data = rows.ravel()
-    else:
-        data = rows.ravel() if shuffled else panels_of(rows, plan)
+    data = panels_of(rows, plan) if compute.PANELS and not shuffled else rows.ravel()
     memory = make_memory(plan, network.params, epochs)
     compute.run(plan, memory, data, 0)
     compile_seconds = time.perf_counter() - compile_began
