@@ -6,8 +6,8 @@ choose what stays in registers. A pointer made by `at(array, offset)` is one bar
 are loaded from and stored to.
 
 Every multiplication that is followed by an addition is one explicit fused multiply-add, and nothing may be reordered:
-the same inputs give the same bits on every CPU that has one. exp, log and tanh are polynomials of our own for the same
-reason, and because Numba would call the scalar ones of the C library lane by lane (4 to 20 ns an element).
+the same inputs give the same bits on every CPU that has one. exp, log, tanh and erf are polynomials of our own for the
+same reason, and because Numba would call the scalar ones of the C library lane by lane (4 to 20 ns an element).
 """
 
 # mypy: allow-subclassing-any
@@ -179,7 +179,7 @@ def polynomial(x: Lanes, coefficients: Sequence[float]) -> Lanes:
 class _Float64:
     mantissa, one, least = 52, 0x3FF0000000000000, 2.2250738585072014e-308
     exp_range = (-708.0, 709.0)
-    tanh_saturates = 20.0
+    tanh_saturates, erf_saturates = 20.0, 5.93
     ln2_high, ln2_low = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # n * ln2_high is exact
     # (exp(r) - 1 - r) / r^2 on [-ln 2 / 2, ln 2 / 2]
     exp_terms = (
@@ -192,18 +192,31 @@ class _Float64:
         0.6666666666666666, 0.40000000000000907, 0.2857142857078543, 0.2222222239571206, 0.18181795223867447,
         0.1538626184261057, 0.132681916998536, 0.13092602699406006,
     )  # fmt: skip
+    # log(erfc(-x)) / x - 1 on [-erf_saturates, 0]
+    erf_terms = (
+        0.12837916709551256, -0.6366197723675836, 0.10277260330178879, 0.019128447005070815, -0.0002091946948381226,
+        -0.00169620638571181, -0.0005901255526863574, -2.5878603309545685e-05, 6.449186414376183e-05,
+        2.9724054356509618e-05, 3.407280721538154e-06, -2.8351188164177556e-06, -1.7415243934686301e-06,
+        -3.3634535746843056e-07, 1.3719473693075466e-07, 1.4176847637700556e-07, 6.573617117037325e-08,
+        2.0963530053184422e-08, 4.997932060109452e-09, 9.082689985991062e-10, 1.2484819676123134e-10,
+        1.2611829664639318e-11, 8.846239030050917e-13, 3.8508552791731854e-14, 7.834941973099721e-16,
+    )  # fmt: skip
 
 
 class _Float32:
     mantissa, one, least = 23, 0x3F800000, 1.1754943508222875e-38
     exp_range = (-87.0, 88.0)
-    tanh_saturates = 10.0
+    tanh_saturates, erf_saturates = 10.0, 3.92
     ln2_high, ln2_low = 0.693359375, -2.12194440e-4
     exp_terms = (
         0.500000001348871, 0.1666666675644083, 0.04166646473538701, 0.008333286025062859, 0.0013933669912857395,
         0.00019907573429032082,
     )  # fmt: skip
     log_terms = (0.6666666655149466, 0.40000123993962194, 0.2855059708362547, 0.23336178105914954)
+    erf_terms = (
+        0.12837917161117685, -0.636619381942051, 0.10277783098097962, 0.01915306654190903, -0.0001603898009435622,
+        -0.001667020073918677, -0.0006328323420014388, -0.00011763991085585498, -9.256105950518714e-06,
+    )  # fmt: skip
 
 
 def _constants(x: Lanes) -> type[_Float64] | type[_Float32]:
@@ -215,29 +228,55 @@ def _minus_absolute(x: Lanes) -> Lanes:
     return x.from_bits(x.builder.or_(x.bits(), x.integer(1 << (x.width - 1))))
 
 
-def _reduce(x: Lanes) -> tuple[Lanes, Lanes, Lanes]:
-    """2^n, r and (exp(r) - 1 - r) / r^2 with x = n ln 2 + r, n whole and |r| <= ln 2 / 2."""
+def _copy_sign(x: Lanes, sign: Lanes) -> Lanes:
+    """|x| with the sign of the other."""
+    mask = x.integer(1 << (x.width - 1))
+    return x.from_bits(x.builder.or_((-_minus_absolute(x)).bits(), x.builder.and_(sign.bits(), mask)))
+
+
+def _reduce(x: Lanes) -> tuple[Lanes, ...]:
+    """2^n, r, (exp(r) - 1 - r) / r^2, x - n ln2_high and n, with x = n ln 2 + r, n whole and |r| <= ln 2 / 2."""
     k, builder = _constants(x), x.builder
     # Adding 1.5 * 2^mantissa rounds to a whole number and leaves it in the low bits: neither a rounding nor a
     # conversion instruction, which AVX2 lacks for float64.
     shifter = 1.5 * 2.0**k.mantissa
     shifted = fma(x, 1.4426950408889634, shifter)
     n = shifted - shifter
-    r = fma(n, -k.ln2_low, fma(n, -k.ln2_high, x))
+    high = fma(n, -k.ln2_high, x)
+    r = fma(n, -k.ln2_low, high)
     scale = builder.add(builder.shl(shifted.bits(), x.integer(k.mantissa)), x.integer(k.one))
-    return x.from_bits(scale), r, polynomial(r, k.exp_terms)
+    return x.from_bits(scale), r, polynomial(r, k.exp_terms), high, n
 
 
 def _exp_in_range(x: Lanes) -> Lanes:
-    scale, r, terms = _reduce(x)
+    scale, r, terms, *_ = _reduce(x)
     return (1.0 + fma(r * r, terms, r)) * scale
+
+
+def _expm1_of_sum(x: Lanes, rest: Lanes | float) -> Lanes:
+    """e^(x + rest) - 1 but for the sign of zero, for x in range and a rest below a unit in its last place."""
+    scale, r, terms, high, n = _reduce(x)
+    # First what is exact, the small terms last. Summed as in tanh 2.5 units in the last place instead of 1.7, with r
+    # for high 2.1.
+    low = fma(n, -_constants(x).ln2_low, rest)
+    return fma(scale, fma(r * r, terms, low), fma(scale, high, scale - 1.0))
+
+
+def _clamp(x: Lanes) -> Lanes:
+    """x, or the nearer end of exp_range."""
+    low, high = _constants(x).exp_range
+    x = x.less(low, low, x)
+    return (-x).less(-high, high, x)
 
 
 def _exp(x: Lanes) -> Lanes:
     """e^x; beyond exp_range the value at its end."""
-    low, high = _constants(x).exp_range
-    x = x.less(low, low, x)
-    return _exp_in_range((-x).less(-high, high, x))
+    return _exp_in_range(_clamp(x))
+
+
+def _expm1(x: Lanes) -> Lanes:
+    """e^x - 1, exact in its leading digits also for small x; beyond exp_range the value at its end."""
+    return _copy_sign(_expm1_of_sum(_clamp(x), 0.0), x)
 
 
 def _sigmoid(x: Lanes) -> Lanes:
@@ -255,9 +294,9 @@ def _sigmoid(x: Lanes) -> Lanes:
 
 def _tanh(x: Lanes) -> Lanes:
     """-e / (2 + e) with e = exp(-2 |x|) - 1, and the sign of x: no cancellation near zero, no case."""
-    k, builder = _constants(x), x.builder
+    k = _constants(x)
     size = _minus_absolute(x)
-    scale, r, terms = _reduce(2.0 * size.less(-k.tanh_saturates, -k.tanh_saturates, size))
+    scale, r, terms, *_ = _reduce(2.0 * size.less(-k.tanh_saturates, -k.tanh_saturates, size))
     expm1 = fma(r * r, terms, r)
     e = fma(scale, expm1, scale - 1.0)
     lost = fma(scale, expm1, (scale - 1.0) - e)
@@ -266,9 +305,18 @@ def _tanh(x: Lanes) -> Lanes:
     # Without it 2.4 units in the last place instead of 1.7.
     rest = fma(-quotient, e, fma(quotient, -2.0, -e))
     above = 1.0 + quotient
-    result = fma(fma(-lost, above, rest), 0.5 * above, quotient)
-    sign = x.integer(1 << (x.width - 1))
-    return x.from_bits(builder.or_((-_minus_absolute(result)).bits(), builder.and_(x.bits(), sign)))
+    return _copy_sign(fma(fma(-lost, above, rest), 0.5 * above, quotient), x)
+
+
+def _erf(x: Lanes) -> Lanes:
+    """1 - exp(y) with y = log(erfc(|x|)), and the sign of x: y is one polynomial from zero to where erf is 1."""
+    k = _constants(x)
+    size = _minus_absolute(x)
+    size = size.less(-k.erf_saturates, -k.erf_saturates, size)
+    factor = polynomial(size, k.erf_terms)
+    y = fma(size, factor, size)
+    # Without what rounding y lost 2.2 units in the last place instead of 1.8.
+    return _copy_sign(_expm1_of_sum(y, fma(size, factor, size - y)), x)
 
 
 def _log_of_sum(x: Lanes, rest: Lanes | float) -> Lanes:
@@ -365,7 +413,8 @@ def _intrinsic(function: Callable[..., Lanes]) -> Any:
 
 
 exp, log, log1p = _intrinsic(_exp), _intrinsic(_log), _intrinsic(_log1p)
-tanh, sigmoid, flush = _intrinsic(_tanh), _intrinsic(_sigmoid), _intrinsic(_flush)
+expm1, erf, flush = _intrinsic(_expm1), _intrinsic(_erf), _intrinsic(_flush)
+tanh, sigmoid = _intrinsic(_tanh), _intrinsic(_sigmoid)
 multiply_add = _intrinsic(fma)
 where_less = _intrinsic(Lanes.less)
 
@@ -394,6 +443,50 @@ def _operator(symbol: Callable[..., Any]) -> None:
 
 for _symbol in (operator.add, operator.sub, operator.mul, operator.truediv):
     _operator(_symbol)
+
+
+# --- random numbers -------------------------------------------------------------------------------------------------
+
+
+def _splitmix64(builder: Any, counter: Any, constant: Callable[[int], Any]) -> Any:
+    """64 random bits from a counter: Steele, Lea and Flood, OOPSLA 2014, figure 17."""
+    z = builder.mul(counter, constant(0x9E3779B97F4A7C15))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z = builder.mul(builder.xor(z, builder.lshr(z, constant(shift))), constant(factor))
+    return builder.xor(z, builder.lshr(z, constant(31)))
+
+
+@intrinsic
+def random_bits(typingctx, counter):  # type: ignore[no-untyped-def]
+    """64 random bits from a counter, an uint64: splitmix64."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _splitmix64(builder, arguments[0], arguments[0].type)
+
+    return types.uint64(types.uint64), generate
+
+
+@intrinsic
+def uniform(typingctx, pointer, counter):  # type: ignore[no-untyped-def]
+    """Vector of random numbers in [0, 1), of the pointer's type, lane k from the random bits of counter + k."""
+    tile = Tile(pointer.dtype, 1, VECTOR_BITS // pointer.dtype.bitwidth)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        integers = ir.VectorType(ir.IntType(64), tile.lanes)
+        counters = _splat(builder, arguments[1], tile.lanes)
+        counters = builder.add(counters, ir.Constant(integers, list(range(tile.lanes))))
+        bits = _splitmix64(builder, counters, lambda number: ir.Constant(integers, [number] * tile.lanes))
+        # The upper bits are the mantissa of a number in [1, 2): no conversion, which AVX2 lacks for 64 bits.
+        one = Lanes(
+            builder, ir.Constant(ir.VectorType(context.get_value_type(tile.dtype), tile.lanes), [1.0] * tile.lanes)
+        )
+        shift = 64 - _constants(one).mantissa
+        mantissa = builder.lshr(bits, ir.Constant(integers, [shift] * tile.lanes))
+        mantissa = mantissa if one.width == 64 else builder.trunc(mantissa, one.bits().type)
+        number = one.from_bits(builder.or_(mantissa, one.bits())) - 1.0
+        return builder.insert_value(ir.Constant(context.get_value_type(tile), ir.Undefined), number.value, 0)
+
+    return tile(pointer, types.uint64), generate
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------
