@@ -49,6 +49,10 @@ class ResourceError(FastbpError, MemoryError):
     """The request needs more memory than the machine has."""
 
 
+class CheckpointError(FastbpError, ValueError):
+    """A file is damaged, of a later version, or not one that fastbp has saved."""
+
+
 class DivergenceError(FastbpError, ArithmeticError):
     """Loss or weights ceased to be finite in `epoch`, counted from 1; `result` ends with the last finite weights."""
 
@@ -80,7 +84,13 @@ def count(name: str, value: object, minimum: int = 1, maximum: int = 2**31 - 1) 
 
 
 def number(
-    name: str, value: object, *, above: float | None = None, at_least: float | None = None, below: float | None = None
+    name: str,
+    value: object,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
 ) -> float:
     """Return a finite Python or NumPy real number inside the bounds as a float.
 
@@ -88,7 +98,8 @@ def number(
     Traceback (most recent call last):
     fastbp.checks.ParameterError: 'momentum' must be a finite number >= 0 and < 1, got 1
     """
-    bounds = [f"{sign} {bound}" for sign, bound in ((">", above), (">=", at_least), ("<", below)) if bound is not None]
+    limits = (">", above), (">=", at_least), ("<", below), ("<=", at_most)
+    bounds = [f"{sign} {bound:g}" for sign, bound in limits if bound is not None]
     requirement = f"{name!r} must be a finite number {' and '.join(bounds)}".rstrip()
     if isinstance(value, (bool, np.timedelta64)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise ParameterTypeError(f"{requirement}, got {_shown(value)}")
@@ -97,7 +108,8 @@ def number(
     except OverflowError:  # an integer of more than 1024 bits
         result = math.inf
     inside = (above is None or result > above) and (at_least is None or result >= at_least)
-    if not (math.isfinite(result) and inside and (below is None or result < below)):
+    inside = inside and (below is None or result < below) and (at_most is None or result <= at_most)
+    if not (math.isfinite(result) and inside):
         raise ParameterError(f"{requirement}, got {_shown(value)}")
     return result
 
@@ -178,27 +190,88 @@ def output(value: object, loss: str) -> str:
     return outputs[0] if value is None else choice("output", value, outputs, f" with the loss {loss!r}")
 
 
-def optimizer(value: object, learning_rate: object = None) -> choices.SGD | choices.Adam:
-    """Return checked settings, given a name or an SGD or Adam instance; `learning_rate` overrides theirs."""
-    settings = choices.OPTIMIZERS[choice("optimizer", value, choices.OPTIMIZERS)]() if isinstance(value, str) else value
-    # No subclasses: kernels read `code` and `settings`, which a subclass could make disagree with what is checked here.
-    if type(settings) is not choices.SGD and type(settings) is not choices.Adam:
-        names = ", ".join(map(repr, choices.OPTIMIZERS))
-        raise ParameterTypeError(f"'optimizer' must be one of {names} or an SGD or Adam instance, got {_shown(value)}")
-    rate = number("learning_rate", settings.learning_rate if learning_rate is None else learning_rate, above=0)
+# The bounds of the numbers of settings; what is not named here is a flag or a count.
+_RATE, _SHARE, _AT_LEAST_0 = {"above": 0.0}, {"at_least": 0.0, "below": 1.0}, {"at_least": 0.0}
+_BETWEEN, _AT_MOST_1 = {"above": 0.0, "below": 1.0}, {"at_least": 0.0, "at_most": 1.0}
+_BOUNDS: dict[type, dict[str, dict[str, float]]] = {
+    choices.SGD: {"learning_rate": _RATE, "momentum": _SHARE},
+    choices.Adam: {"learning_rate": _RATE, "beta1": _SHARE, "beta2": _SHARE, "epsilon": _RATE},
+    choices.AdamW: {
+        "learning_rate": _RATE, "beta1": _SHARE, "beta2": _SHARE, "epsilon": _RATE, "weight_decay": _AT_LEAST_0,
+    },
+    choices.RMSprop: {"learning_rate": _RATE, "decay": _SHARE, "epsilon": _RATE},
+    choices.IRprop: {
+        "learning_rate": _RATE, "increase": {"at_least": 1.0}, "decrease": _BETWEEN, "smallest_step": _RATE,
+        "largest_step": _RATE,
+    },
+    choices.ExponentialDecay: {"decay": {"above": 0.0, "at_most": 1.0}},
+    choices.InverseScaling: {"power": _RATE, "pace": _RATE},
+    choices.CosineDecay: {"minimum": _AT_MOST_1},
+    choices.ReduceOnPlateau: {"factor": _BETWEEN, "min_delta": _AT_LEAST_0, "minimum": _AT_MOST_1},
+}  # fmt: skip
+
+
+def _settings(name: str, value: object, table: dict[str, Any], **replaced: Any) -> Any:
+    """Return checked settings, given a name of the table or an instance of one of its classes."""
+    settings: Any = table[choice(name, value, table)]() if isinstance(value, str) else value
+    # No subclasses: kernels read the fields, which a subclass could make disagree with what is checked here.
+    if type(settings) not in table.values():
+        names, kinds = ", ".join(map(repr, table)), ", ".join(kind.__name__ for kind in table.values())
+        raise ParameterTypeError(f"{name!r} must be one of {names} or an instance of {kinds}, got {_shown(value)}")
+    settings = dataclasses.replace(settings, **replaced)
+    bounds = _BOUNDS.get(type(settings), {})
+    numbers = {field: number(field, getattr(settings, field), **limits) for field, limits in bounds.items()}
+    return dataclasses.replace(settings, **numbers)
+
+
+def optimizer(value: object, learning_rate: object = None) -> choices.Optimizer:
+    """Return checked settings, given a name or an instance; `learning_rate` overrides theirs."""
+    replaced = {} if learning_rate is None else {"learning_rate": learning_rate}
+    settings: choices.Optimizer = _settings("optimizer", value, choices.OPTIMIZERS, **replaced)
+    if isinstance(settings, choices.SGD):
+        nesterov = flag("nesterov", settings.nesterov)
+        if nesterov and settings.momentum == 0:
+            raise ParameterError("'nesterov' must come with a 'momentum' > 0, got True with momentum 0")
+        return dataclasses.replace(settings, nesterov=nesterov)
     if isinstance(settings, choices.Adam):
-        beta1 = number("beta1", settings.beta1, at_least=0, below=1)
-        beta2 = number("beta2", settings.beta2, at_least=0, below=1)
-        epsilon = number("epsilon", settings.epsilon, above=0)
-        return dataclasses.replace(settings, learning_rate=rate, beta1=beta1, beta2=beta2, epsilon=epsilon)
-    momentum = number("momentum", settings.momentum, at_least=0, below=1)
-    nesterov = flag("nesterov", settings.nesterov)
-    if nesterov and momentum == 0:
-        raise ParameterError("'nesterov' must come with a 'momentum' > 0, got True with momentum 0")
-    return dataclasses.replace(settings, learning_rate=rate, momentum=momentum, nesterov=nesterov)
+        return dataclasses.replace(settings, epsilon_hat=flag("epsilon_hat", settings.epsilon_hat))
+    if isinstance(settings, choices.IRprop) and settings.smallest_step > settings.largest_step:
+        raise ParameterError(
+            f"'smallest_step' must be at most 'largest_step', got {settings.smallest_step} and {settings.largest_step}"
+        )
+    return settings
 
 
-def representable(settings: choices.SGD | choices.Adam, precision: np.dtype[Any]) -> None:
+def schedule(value: object, epochs: int) -> choices.Schedule:
+    """Return a checked schedule, given a name or an instance; a CosineDecay without epochs gets these."""
+    settings: choices.Schedule = _settings("schedule", value, choices.SCHEDULES)
+    if isinstance(settings, choices.CosineDecay):
+        length = max(epochs, 1) if settings.epochs is None else count("epochs", settings.epochs)
+        warmup = count("warmup", settings.warmup, 0)
+        if warmup >= length:
+            raise ParameterError(f"'warmup' must be less than the epochs of the schedule ({length}), got {warmup}")
+        return dataclasses.replace(settings, epochs=length, warmup=warmup)
+    if isinstance(settings, choices.ReduceOnPlateau):
+        patience = count("patience", settings.patience, 0)
+        return dataclasses.replace(settings, patience=patience, stop=flag("stop", settings.stop))
+    return settings
+
+
+def dropout(value: object, hidden_layers: int) -> tuple[float, ...]:
+    """Return the rate of each hidden layer, given one for all or a list or tuple of one for each; () if all are 0.
+
+    >>> dropout(0.5, 2), dropout([0.2, 0], 2), dropout(0.0, 2)
+    ((0.5, 0.5), (0.2, 0.0), ())
+    """
+    values = list(value) if isinstance(value, (list, tuple)) else [value] * max(hidden_layers, 1)
+    each = isinstance(value, (list, tuple))
+    rates = tuple(number(f"dropout[{i}]" if each else "dropout", v, **_SHARE) for i, v in enumerate(values))
+    if (each or any(rates)) and len(rates) != hidden_layers:
+        raise ParameterError(f"'dropout' must be one rate or one per hidden layer ({hidden_layers}), got {len(rates)}")
+    return rates if any(rates) else ()
+
+
+def representable(settings: choices.Optimizer, precision: np.dtype[Any]) -> None:
     """Refuse settings that overflow, or round to 0 or 1, in the precision of the arithmetic."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -224,13 +297,26 @@ def dtype(value: object, X: object = None) -> np.dtype[Any]:
     raise error(f"'dtype' must be one of 'float32', 'float64', got {_shown(value)}")
 
 
-def parameters(params: Array, units: tuple[int, ...], bias: bool) -> None:
+def parameters(params: Array, units: tuple[int, ...], bias: bool, *, writeable: bool = False) -> None:
     """Check the vector of parameters of a network, which its owner may have replaced."""
     size = sum(o * (i + bias) for i, o in itertools.pairwise(units))
     good = isinstance(params, np.ndarray) and params.dtype in (np.float32, np.float64) and params.dtype.isnative
-    if not good or params.shape != (size,) or not (params.flags.c_contiguous and params.flags.writeable):
-        raise DataError(f"'network.params' must be a writeable float array of shape ({size},), got {_shown(params)}")
+    if not good or params.shape != (size,) or not params.flags.c_contiguous or params.flags.writeable < writeable:
+        kind = "a writeable float array" if writeable else "a float array"
+        raise DataError(f"'network.params' must be {kind} of shape ({size},), got {_shown(params)}")
     _finite("network.params", params, params.dtype)
+
+
+def layer(name: str, value: object, dimensions: int) -> Array:
+    """Return weights or biases that another library made as a finite array of float32 or float64.
+
+    >>> layer("0.bias", [1, 2], 1)
+    array([1., 2.])
+    """
+    array = _array(name, value, np.dtype(float))
+    if array.ndim != dimensions:
+        raise DataError(f"{name!r} must be {dimensions}-D, got shape {array.shape}")
+    return _finite(name, array, dtype(None, array))
 
 
 def instance(name: str, value: object, kind: type) -> None:
@@ -246,7 +332,19 @@ def alone(**settings: tuple[object, object]) -> None:
             raise ParameterError(f"{name!r} must be left out where 'network' is given, which brings its own")
 
 
-def features(X: object, dtype: np.dtype[Any], inputs: int | None = None, minimum_rows: int = 1) -> Array:
+def path(value: object) -> str:
+    """Return the path of a file, given as a str or os.PathLike; a number would be taken for an open file."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise ParameterTypeError(f"'path' must be a str or os.PathLike, got {_shown(value)}")
+    name = os.fsdecode(value)
+    if "\0" in name:
+        raise ParameterError("'path' must not contain the character NUL")
+    return name
+
+
+def features(
+    X: object, dtype: np.dtype[Any], inputs: int | None = None, minimum_rows: int = 1, name: str = "X"
+) -> Array:
     """Return X as a finite (rows, columns) array in the working dtype: C order, aligned, writeable, native.
 
     It is X itself if X is all that already, so nobody may write to it. `inputs` is what an existing network expects.
@@ -255,51 +353,113 @@ def features(X: object, dtype: np.dtype[Any], inputs: int | None = None, minimum
     array([[0., 1.],
            [1., 1.]])
     """
-    array = _array("X", X, dtype)
+    array = _array(name, X, dtype)
     if array.ndim != 2:
-        hint = "; X.reshape(-1, 1) makes a column of it" if array.ndim == 1 else ""
-        raise DataError(f"'X' must be 2-D (rows, columns), got shape {array.shape}{hint}")
+        hint = f"; {name}.reshape(-1, 1) makes a column of it" if array.ndim == 1 else ""
+        raise DataError(f"{name!r} must be 2-D (rows, columns), got shape {array.shape}{hint}")
     rows, columns = array.shape
     if rows < minimum_rows:
-        raise DataError(f"'X' must have at least {_plural(minimum_rows, 'row')}, got shape {array.shape}")
+        raise DataError(f"{name!r} must have at least {_plural(minimum_rows, 'row')}, got shape {array.shape}")
     if inputs is not None and columns != inputs:
-        raise DataError(f"X has {_plural(columns, 'column')}, the network has {_plural(inputs, 'input')}")
+        raise DataError(f"{name} has {_plural(columns, 'column')}, the network has {_plural(inputs, 'input')}")
     if columns < 1:
-        raise DataError(f"'X' must have at least 1 column, got shape {array.shape}")
-    return _finite("X", array, dtype)
+        raise DataError(f"{name!r} must have at least 1 column, got shape {array.shape}")
+    return _finite(name, array, dtype)
 
 
-def targets(y: object, loss: str, n: int, outputs: int | None, dtype: np.dtype[Any]) -> Array:
+def targets(y: object, loss: str, n: int, outputs: int | None, dtype: np.dtype[Any], name: str = "y") -> Array:
     """Return y as an (n, outputs) array in the working dtype, laid out and shared as `features` does with X.
 
-    squared_error takes finite numbers, binary_cross_entropy 0 and 1, either of shape (n,) or (n, outputs).
-    cross_entropy takes class numbers 0..K-1 of shape (n,) or (n, 1), K being `outputs` or the largest number + 1,
-    or probabilities of shape (n, K) whose rows sum to 1 within 1e-5. `outputs` is None or what a network has.
+    squared_error, absolute_error and huber take finite numbers, poisson such as are not below 0, binary_cross_entropy
+    0 and 1, all of them of shape (n,) or (n, outputs). cross_entropy takes class numbers 0..K-1 of shape (n,) or
+    (n, 1), K being `outputs` or the largest number + 1, or probabilities of shape (n, K) whose rows sum to 1 within
+    1e-5. `outputs` is None or what a network has.
 
     >>> targets([1, 0, 2], "cross_entropy", 3, None, np.dtype(np.float64))
     array([[0., 1., 0.],
            [1., 0., 0.],
            [0., 0., 1.]])
     """
-    array = _array("y", y, dtype)
+    array = _array(name, y, dtype)
     if array.ndim not in (1, 2) or array.shape[1:] == (0,):
-        raise DataError(f"'y' must have shape (rows,) or (rows, outputs), got shape {array.shape}")
+        raise DataError(f"{name!r} must have shape (rows,) or (rows, outputs), got shape {array.shape}")
     if len(array) != n:
-        raise DataError(f"X has {_plural(n, 'row')}, y has {len(array)}")
+        X = "X" if name == "y" else "validation[0]"
+        raise DataError(f"{X} has {_plural(n, 'row')}, {name} has {len(array)}")
     columns = 1 if array.ndim == 1 else array.shape[1]
     if loss == "cross_entropy" and columns == 1:
-        return _one_hot(array.ravel(), outputs, dtype)
+        return _one_hot(array.ravel(), outputs, dtype, name)
     if outputs is not None and columns != outputs:
-        raise DataError(f"y has {_plural(columns, 'column')}, the network has {_plural(outputs, 'output')}")
+        raise DataError(f"{name} has {_plural(columns, 'column')}, the network has {_plural(outputs, 'output')}")
     if loss == "binary_cross_entropy":  # checked as given: 1 - 1e-9 is 1 in float32
-        _every("y", (array == 0) | (array == 1), "be 0 or 1 with the loss 'binary_cross_entropy'")
-    work = _finite("y", array, dtype)
+        _every(name, (array == 0) | (array == 1), "be 0 or 1 with the loss 'binary_cross_entropy'")
+    work = _finite(name, array, dtype)
+    if loss == "poisson":
+        _every(name, work >= 0, "be >= 0 with the loss 'poisson'")
     if loss == "cross_entropy":
-        _every("y", work >= 0, "hold class numbers of shape (rows,) or probabilities >= 0")
+        _every(name, work >= 0, "hold class numbers of shape (rows,) or probabilities >= 0")
         with np.errstate(over="ignore"):
             sums = work.sum(axis=1, dtype=np.float64)
-        _every("y", abs(sums - 1) <= _SUM_TOLERANCE, "hold class numbers of shape (rows,) or rows that sum to 1")
+        _every(name, abs(sums - 1) <= _SUM_TOLERANCE, "hold class numbers of shape (rows,) or rows that sum to 1")
     return work if work.ndim == 2 else work[:, None]
+
+
+def row_weights(value: object, n: int, dtype: np.dtype[Any], name: str = "sample_weight") -> Array:
+    """Return weights of rows as a finite array (n,) in the working dtype, none below 0 and one above."""
+    array = _array(name, value, dtype)
+    if array.shape != (n,):
+        raise DataError(f"{name!r} must have shape ({n},), a number for each row, got shape {array.shape}")
+    weights = _finite(name, array, dtype)
+    _every(name, weights >= 0, "be >= 0")
+    if not weights.any():
+        raise DataError(f"{name!r} must have a value above 0, got {_plural(n, 'zero')}")
+    return weights
+
+
+def class_weight(value: object) -> str | dict[int, float] | None:
+    """Return None, "balanced" or a dict of class numbers and weights."""
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        return {
+            count("class_weight", key, 0, _MOST_CLASSES): number(f"class_weight[{key}]", weight, **_AT_LEAST_0)
+            for key, weight in value.items()
+        }
+    if not isinstance(value, str):
+        raise ParameterTypeError(f"'class_weight' must be 'balanced' or a dict, got {_shown(value)}")
+    return choice("class_weight", value, ("balanced",), " or a dict of class numbers and weights")
+
+
+def class_weights(value: str | dict[int, float], loss: str, y: Array, weights: Array | None) -> Array:
+    """Return weights of rows: of their classes, times `weights`; "balanced" gives all classes the same sum."""
+    if loss not in choices.CLASSIFYING or (loss == "binary_cross_entropy" and y.shape[1] > 1):
+        raise ParameterError("'class_weight' must be left out where a row does not belong to one class")
+    if loss == "cross_entropy":
+        _every("y", y.max(axis=1) == 1, "hold class numbers where 'class_weight' is given")
+    classes = y.argmax(axis=1) if loss == "cross_entropy" else y[:, 0].astype(np.intp)
+    number_of_classes = max(y.shape[1], 2)
+    rows = np.ones(len(y)) if weights is None else weights.astype(np.float64)
+    factors = np.ones(number_of_classes)
+    if isinstance(value, dict):
+        for key, factor in value.items():
+            if key >= number_of_classes:
+                raise ParameterError(f"'class_weight' must name classes in 0..{number_of_classes - 1}, got {key}")
+            factors[key] = factor
+    else:
+        sums = np.bincount(classes, rows, number_of_classes)
+        factors[sums > 0] = rows.sum() / (np.count_nonzero(sums) * sums[sums > 0])
+    return row_weights(rows * factors[classes], len(y), y.dtype, "class_weight")
+
+
+def validation(value: object) -> float | None:
+    """Return the share of rows for validation, or None if there is none or `value` is a tuple of data."""
+    if value is None or (isinstance(value, tuple) and len(value) in (2, 3)):
+        return None
+    if isinstance(value, (tuple, list, np.ndarray)):
+        raise ParameterTypeError(
+            f"'validation' must be a share of the rows or a tuple (X, y) or (X, y, sample_weight), got {_shown(value)}"
+        )
+    return number("validation", value, **_BETWEEN)
 
 
 def memory(bytes_needed: int, what: str) -> None:
@@ -322,7 +482,7 @@ def _array(name: str, value: object, dtype: np.dtype[Any]) -> Array:
         raise DataError(f"{name!r} must convert to an array with rows of equal length, got {_shown(value)}") from error
     if array.dtype.kind not in "biuf":
         hint = "; convert with .astype(float)" if array.dtype.kind in "OSTU" else ""
-        if hint and name == "y":
+        if hint and name in ("y", "validation[1]"):
             hint += ", or number class names with np.unique(y, return_inverse=True)[1]"
         raise DataError(f"{name!r} must hold real numbers, got dtype {str(array.dtype)[:80]}{hint}")
     # np.asarray drops masks, and those of the rows of a list as well
@@ -353,19 +513,19 @@ def _finite(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
     return work
 
 
-def _one_hot(labels: Array, outputs: int | None, dtype: np.dtype[Any]) -> Array:
+def _one_hot(labels: Array, outputs: int | None, dtype: np.dtype[Any], name: str) -> Array:
     """Return class numbers as rows with a single 1."""
     # Without loss, and wide enough to compare with 65535: int8 becomes int32, float16 float32, uint64 remains.
     labels = labels.astype(np.promote_types(labels.dtype, np.uint16))
     if labels.dtype.kind == "f":
-        _every("y", np.isfinite(labels), "be finite, without NaN or infinity")
-        _every("y", labels == np.trunc(labels), "hold whole class numbers")
+        _every(name, np.isfinite(labels), "be finite, without NaN or infinity")
+        _every(name, labels == np.trunc(labels), "hold whole class numbers")
     last = min(outputs or _MOST_CLASSES, _MOST_CLASSES) - 1
-    _every("y", (labels >= 0) & (labels <= last), f"hold class numbers in 0..{last}")
+    _every(name, (labels >= 0) & (labels <= last), f"hold class numbers in 0..{last}")
     classes = outputs or int(labels.max(initial=0)) + 1
     if classes < 2:
-        raise DataError("'y' must have at least 2 classes with the loss 'cross_entropy', got 1")
-    memory(labels.size * classes * dtype.itemsize, f"'y' as {_plural(classes, 'column')}")
+        raise DataError(f"{name!r} must have at least 2 classes with the loss 'cross_entropy', got 1")
+    memory(labels.size * classes * dtype.itemsize, f"{name!r} as {_plural(classes, 'column')}")
     rows = np.zeros((labels.size, classes), dtype)
     rows[np.arange(labels.size), labels.astype(np.intp)] = 1
     return rows

@@ -7,11 +7,12 @@ version serves every combination. Codes are append-only: compiled code on disk a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
-IDENTITY, SIGMOID, TANH, RELU, LEAKY_RELU, SOFTMAX = range(6)
-SQUARED_ERROR, BINARY_CROSS_ENTROPY, CROSS_ENTROPY = range(3)
-KEEP_GRADIENT, PLAIN_SGD, MOMENTUM_SGD, ADAM = range(4)
+IDENTITY, SIGMOID, TANH, RELU, LEAKY_RELU, SOFTMAX, ELU, GELU, SILU, SOFTPLUS, EXPONENTIAL = range(11)
+SQUARED_ERROR, BINARY_CROSS_ENTROPY, CROSS_ENTROPY, ABSOLUTE_ERROR, HUBER, POISSON = range(6)
+KEEP_GRADIENT, PLAIN_SGD, MOMENTUM_SGD, ADAM, RMSPROP, IRPROP, ADAMW = range(7)
+CONSTANT, EXPONENTIAL_DECAY, INVERSE_SCALING, COSINE, REDUCE_ON_PLATEAU = range(5)
 
 LEAK = 0.01  # slope of leaky_relu below zero
 
@@ -21,11 +22,12 @@ TINY_FLOAT32, TINY_FLOAT64 = 2.0**-120, 2.0**-1000
 
 
 class Activation(NamedTuple):
-    """An activation a = f(z). Its slope da/dz is written with a, so z need not be kept."""
+    """An activation a = f(z). Its slope da/dz is written with a where that is possible, so that z need not be kept."""
 
     code: int
     formula: str
     slope: str
+    source: str = ""
 
 
 class Loss(NamedTuple):
@@ -34,41 +36,83 @@ class Loss(NamedTuple):
     code: int
     formula: str
     outputs: tuple[str, ...]  # the output activations it goes with, its natural partner first
+    source: str = ""
 
 
 ACTIVATIONS = {
     "identity": Activation(IDENTITY, "z", "1"),
     "sigmoid": Activation(SIGMOID, "1 / (1 + exp(-z))", "a (1 - a)"),
     "tanh": Activation(TANH, "tanh(z)", "1 - a^2"),
-    "relu": Activation(RELU, "max(z, 0)", "1 if a > 0 else 0"),
-    "leaky_relu": Activation(LEAKY_RELU, "z if z > 0 else 0.01 z", "1 if a > 0 else 0.01"),
+    "relu": Activation(RELU, "max(z, 0)", "1 if a > 0 else 0", "Nair and Hinton, ICML 2010"),
+    "leaky_relu": Activation(
+        LEAKY_RELU, "z if z > 0 else 0.01 z", "1 if a > 0 else 0.01", "Maas, Hannun and Ng, ICML 2013"
+    ),
     "softmax": Activation(SOFTMAX, "exp(z) / sum exp(z)", "only as the output of cross_entropy"),
+    "elu": Activation(
+        ELU, "z if z > 0 else exp(z) - 1", "1 if a > 0 else 1 + a", "Clevert, Unterthiner and Hochreiter, ICLR 2016"
+    ),
+    "gelu": Activation(
+        GELU,
+        "z Phi(z), Phi(z) = (1 + erf(z / sqrt(2))) / 2",
+        "Phi(z) + z exp(-z^2 / 2) / sqrt(2 pi)",
+        "Hendrycks and Gimpel, arXiv:1606.08415, section 2",
+    ),
+    "silu": Activation(
+        SILU,
+        "z s, s = 1 / (1 + exp(-z))",
+        "s (1 + z (1 - s))",
+        "Elfwing, Uchibe and Doya, Neural Networks 107, 2018, equations 5 and 7",
+    ),
+    "softplus": Activation(SOFTPLUS, "log(1 + exp(z))", "1 - exp(-a)", "Dugas et al., NIPS 2000, equation 3"),
+    "exponential": Activation(EXPONENTIAL, "exp(z)", "a"),
 }
 ELEMENTWISE = tuple(name for name in ACTIVATIONS if name != "softmax")
+OF_LOGITS = (GELU, SILU)  # whose slopes are written with z
 
 LOSSES = {
     "squared_error": Loss(SQUARED_ERROR, "1/2 sum (p - y)^2", ELEMENTWISE),
     "binary_cross_entropy": Loss(BINARY_CROSS_ENTROPY, "sum -y log p - (1 - y) log(1 - p)", ("sigmoid",)),
     "cross_entropy": Loss(CROSS_ENTROPY, "sum -y log p", ("softmax",)),
+    "absolute_error": Loss(ABSOLUTE_ERROR, "sum |p - y|", ELEMENTWISE),
+    "huber": Loss(
+        HUBER,
+        "sum 1/2 r^2 where r = |p - y| < d, elsewhere d (r - d / 2)",
+        ELEMENTWISE,
+        "Huber, Annals of Mathematical Statistics 35, 1964",
+    ),
+    "poisson": Loss(
+        POISSON,
+        "sum p - y + y log(y / p), half the deviance",
+        ("exponential",),
+        "McCullagh and Nelder, Generalized Linear Models, 1989, section 2.3",
+    ),
 }
+CLASSIFYING = ("binary_cross_entropy", "cross_entropy")  # losses whose targets are classes
 
 # Weights of a layer with I inputs and O outputs; biases start at zero.
 INITIALISERS = {
     "glorot_uniform": "uniform on [-r, r), r = sqrt(6 / (I + O))",  # Glorot & Bengio 2010, equation 16
     "uniform": "uniform on [0, 1), as the notebook draws them",
     "zeros": "0",
+    "glorot_normal": "normal with variance 2 / (I + O)",  # Glorot & Bengio 2010, equation 12
+    "he_uniform": "uniform on [-r, r), r = sqrt(6 / I)",  # He, Zhang, Ren and Sun, ICCV 2015, equation 10
+    "he_normal": "normal with variance 2 / I",
 }
 
 REDUCTIONS = ("mean", "sum")
 BACKENDS = ("numba", "numpy")
 
 
+# --- optimisers -----------------------------------------------------------------------------------------------------
+# Kernels read the fields in their order.
+
+
 @dataclass(frozen=True, slots=True)
 class SGD:
     """Stochastic gradient descent, with momentum if it is not zero.
 
-    With g the gradient of the batch: ``velocity = momentum * velocity + g`` and ``w -= learning_rate * velocity``;
-    with Nesterov's look-ahead ``w -= learning_rate * (g + momentum * velocity)``.
+    With g the gradient of the batch: ``velocity = momentum * velocity + learning_rate * g`` and ``w -= velocity``; with
+    Nesterov's look-ahead ``w -= learning_rate * g + momentum * velocity``.
 
     Parameters
     ----------
@@ -82,7 +126,7 @@ class SGD:
     References
     ----------
     Sutskever, Martens, Dahl and Hinton, "On the importance of initialization and momentum in deep learning",
-    ICML 2013, equations 1 to 4, with the velocity measured in gradients.
+    ICML 2013, equations 1 to 4.
 
     Examples
     --------
@@ -99,11 +143,6 @@ class SGD:
         """The integer by which kernels know it."""
         return MOMENTUM_SGD if self.momentum else PLAIN_SGD
 
-    @property
-    def settings(self) -> tuple[float, float, float]:
-        """What the kernel reads beside the learning rate."""
-        return self.momentum, float(self.nesterov), 0.0
-
 
 @dataclass(frozen=True, slots=True)
 class Adam:
@@ -117,31 +156,268 @@ class Adam:
         Decay of the two running means, in [0, 1).
     epsilon : float, default 1e-8
         Added to the root, above 0.
+    epsilon_hat : bool, default False
+        Whether epsilon is added before the mean square is corrected for its beginning at zero, as scikit-learn does.
 
     References
     ----------
-    Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1.
+    Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1; with `epsilon_hat` the end of
+    its section 2.
 
     Examples
     --------
     >>> Adam(learning_rate=0.01)
-    Adam(learning_rate=0.01, beta1=0.9, beta2=0.999, epsilon=1e-08)
+    Adam(learning_rate=0.01, beta1=0.9, beta2=0.999, epsilon=1e-08, epsilon_hat=False)
     """
 
+    code: ClassVar[int] = ADAM  # by which kernels know it
     learning_rate: float = 0.001
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
-
-    @property
-    def code(self) -> int:
-        """The integer by which kernels know it."""
-        return ADAM
-
-    @property
-    def settings(self) -> tuple[float, float, float]:
-        """What the kernel reads beside the learning rate."""
-        return self.beta1, self.beta2, self.epsilon
+    epsilon_hat: bool = False
 
 
-OPTIMIZERS: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam}
+@dataclass(frozen=True, slots=True)
+class AdamW:
+    """Adam with decoupled decay: before each step ``w -= learning_rate * weight_decay * w``, of weights, not of biases.
+
+    Parameters
+    ----------
+    learning_rate : float, default 0.001
+        Above 0.
+    beta1, beta2 : float, default 0.9 and 0.999
+        Decay of the two running means, in [0, 1).
+    epsilon : float, default 1e-8
+        Added to the root, above 0.
+    weight_decay : float, default 0.01
+        At least 0.
+
+    References
+    ----------
+    Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019, algorithm 2.
+
+    Examples
+    --------
+    >>> AdamW(weight_decay=0.1)
+    AdamW(learning_rate=0.001, beta1=0.9, beta2=0.999, epsilon=1e-08, weight_decay=0.1)
+    """
+
+    code: ClassVar[int] = ADAMW  # by which kernels know it
+    learning_rate: float = 0.001
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class RMSprop:
+    """Each weight moves by its gradient over the root of the running mean of its square.
+
+    Parameters
+    ----------
+    learning_rate : float, default 0.001
+        Above 0.
+    decay : float, default 0.9
+        Of the running mean, in [0, 1).
+    epsilon : float, default 1e-8
+        Added to the root, above 0.
+
+    References
+    ----------
+    Tieleman and Hinton, "Lecture 6.5: rmsprop", Neural Networks for Machine Learning, 2012.
+
+    Examples
+    --------
+    >>> RMSprop(decay=0.99)
+    RMSprop(learning_rate=0.001, decay=0.99, epsilon=1e-08)
+    """
+
+    code: ClassVar[int] = RMSPROP  # by which kernels know it
+    learning_rate: float = 0.001
+    decay: float = 0.9
+    epsilon: float = 1e-8
+
+
+@dataclass(frozen=True, slots=True)
+class IRprop:
+    """iRprop-: each weight has a step of its own, which grows while the sign of its gradient stays and else shrinks.
+
+    It reads signs alone, so it needs the gradient of all rows: ``batch_size=None``.
+
+    Parameters
+    ----------
+    learning_rate : float, default 0.01
+        The first step of every weight, above 0.
+    increase, decrease : float, default 1.2 and 0.5
+        Factors of a step: at least 1, and in (0, 1).
+    smallest_step, largest_step : float, default 1e-6 and 50.0
+        Bounds of a step, above 0.
+
+    References
+    ----------
+    Igel and Huesken, "Empirical evaluation of the improved Rprop learning algorithms", Neurocomputing 50, 2003,
+    section 2.2.
+
+    Examples
+    --------
+    >>> IRprop(learning_rate=0.1)
+    IRprop(learning_rate=0.1, increase=1.2, decrease=0.5, smallest_step=1e-06, largest_step=50.0)
+    """
+
+    code: ClassVar[int] = IRPROP  # by which kernels know it
+    learning_rate: float = 0.01
+    increase: float = 1.2
+    decrease: float = 0.5
+    smallest_step: float = 1e-6
+    largest_step: float = 50.0
+
+
+Optimizer = SGD | Adam | AdamW | RMSprop | IRprop
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "sgd": SGD,
+    "adam": Adam,
+    "adamw": AdamW,
+    "rmsprop": RMSprop,
+    "irprop": IRprop,
+}
+
+
+# --- learning-rate schedules ----------------------------------------------------------------------------------------
+# Each gives the factor of the learning rate in epoch t, counted from 0; it is the same for all batches of an epoch.
+# Kernels read the fields in their order.
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """The learning rate stays what it is.
+
+    Examples
+    --------
+    >>> Constant()
+    Constant()
+    """
+
+    code: ClassVar[int] = CONSTANT  # by which kernels know it
+
+
+@dataclass(frozen=True, slots=True)
+class ExponentialDecay:
+    """The learning rate times ``decay ** t`` in epoch t, counted from 0.
+
+    Parameters
+    ----------
+    decay : float, default 0.98
+        In (0, 1].
+
+    Examples
+    --------
+    >>> ExponentialDecay(0.9)
+    ExponentialDecay(decay=0.9)
+    """
+
+    code: ClassVar[int] = EXPONENTIAL_DECAY  # by which kernels know it
+    decay: float = 0.98
+
+
+@dataclass(frozen=True, slots=True)
+class InverseScaling:
+    """The learning rate over ``(1 + pace * t) ** power`` in epoch t, counted from 0.
+
+    Parameters
+    ----------
+    power : float, default 0.5
+        Above 0.
+    pace : float, default 1.0
+        Above 0. The number of rows gives scikit-learn's "invscaling".
+
+    References
+    ----------
+    Robbins and Monro, "A stochastic approximation method", Annals of Mathematical Statistics 22, 1951, for power 1.
+
+    Examples
+    --------
+    >>> InverseScaling(power=1.0)
+    InverseScaling(power=1.0, pace=1.0)
+    """
+
+    code: ClassVar[int] = INVERSE_SCALING  # by which kernels know it
+    power: float = 0.5
+    pace: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class CosineDecay:
+    """The learning rate rises evenly for `warmup` epochs and then falls along half a cosine.
+
+    The factor in epoch t, counted from 0, is ``(t + 1) / (warmup + 1)`` for t < warmup, and then
+    ``minimum + (1 - minimum) * (1 + cos(pi * s)) / 2`` with ``s = (t - warmup) / (epochs - warmup)``, at most 1.
+
+    Parameters
+    ----------
+    epochs : int, optional
+        Epoch at which it arrives; by default the `epochs` of the training.
+    warmup : int, default 0
+        Epochs of the rise, fewer than `epochs`.
+    minimum : float, default 0.0
+        Factor at the end, in [0, 1].
+
+    References
+    ----------
+    Loshchilov and Hutter, "SGDR: stochastic gradient descent with warm restarts", ICLR 2017, equation 5.
+
+    Examples
+    --------
+    >>> CosineDecay(epochs=100, warmup=5)
+    CosineDecay(epochs=100, warmup=5, minimum=0.0)
+    """
+
+    code: ClassVar[int] = COSINE  # by which kernels know it
+    epochs: int | None = None
+    warmup: int = 0
+    minimum: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReduceOnPlateau:
+    """The learning rate times `factor` whenever the loss has not improved for more than `patience` epochs in a row.
+
+    It watches the validation loss where there is one, else the loss of the training. An epoch improves if its loss is
+    below the least so far by more than `min_delta`.
+
+    Parameters
+    ----------
+    factor : float, default 0.1
+        In (0, 1).
+    patience : int, default 10
+        At least 0.
+    min_delta : float, default 1e-4
+        At least 0.
+    minimum : float, default 0.0
+        At this share of the learning rate or below, at most 1, it is not reduced further.
+    stop : bool, default False
+        Whether training then stops instead.
+
+    Examples
+    --------
+    >>> ReduceOnPlateau(factor=0.5)
+    ReduceOnPlateau(factor=0.5, patience=10, min_delta=0.0001, minimum=0.0, stop=False)
+    """
+
+    code: ClassVar[int] = REDUCE_ON_PLATEAU  # by which kernels know it
+    factor: float = 0.1
+    patience: int = 10
+    min_delta: float = 1e-4
+    minimum: float = 0.0
+    stop: bool = False
+
+
+Schedule = Constant | ExponentialDecay | InverseScaling | CosineDecay | ReduceOnPlateau
+SCHEDULES: dict[str, type[Schedule]] = {
+    "constant": Constant,
+    "exponential": ExponentialDecay,
+    "inverse_scaling": InverseScaling,
+    "cosine": CosineDecay,
+    "reduce_on_plateau": ReduceOnPlateau,
+}

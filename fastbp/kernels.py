@@ -18,16 +18,32 @@ ns an epoch with arrays, 132 with pointers.
 import numpy as np
 
 from fastbp.choices import (
+    ABSOLUTE_ERROR,
     ADAM,
+    ADAMW,
     BINARY_CROSS_ENTROPY,
+    CONSTANT,
+    COSINE,
     CROSS_ENTROPY,
+    ELU,
+    EXPONENTIAL,
+    EXPONENTIAL_DECAY,
+    GELU,
+    HUBER,
+    INVERSE_SCALING,
+    IRPROP,
     LEAK,
     LEAKY_RELU,
     MOMENTUM_SGD,
     PLAIN_SGD,
+    POISSON,
+    REDUCE_ON_PLATEAU,
     RELU,
+    RMSPROP,
     SIGMOID,
+    SILU,
     SOFTMAX,
+    SOFTPLUS,
     TANH,
     TINY_FLOAT32,
     TINY_FLOAT64,
@@ -40,7 +56,9 @@ from fastbp.simd import (
     add_lane_sums,
     add_outer,
     at,
+    erf,
     exp,
+    expm1,
     fill,
     flush,
     lane_sum,
@@ -50,16 +68,44 @@ from fastbp.simd import (
     log,
     log1p,
     multiply_add,
+    random_bits,
     sigmoid,
     store,
     tanh,
     transpose,
+    uniform,
     where_less,
     zeros,
 )
-from fastbp.workspace import Memory, Plan
+from fastbp.workspace import (
+    BATCH_WEIGHT,
+    BEST,
+    BEST_RATE,
+    CORRECTED_EPSILON,
+    CORRECTED_RATE,
+    EPOCH,
+    ERROR,
+    FACTOR,
+    LOSS,
+    MISFIT,
+    PANEL,
+    POWER1,
+    POWER2,
+    RATE,
+    ROOT,
+    ROW,
+    SCALE,
+    SIZE,
+    STALE,
+    STALE_RATE,
+    VALIDATION_LOSS,
+    VALIDATION_MISFIT,
+    WEIGHT,
+    Memory,
+    Plan,
+)
 
-FINISHED, DIVERGED = range(2)
+FINISHED, DIVERGED, STOPPED = range(3)
 PANELS = True  # how `run` takes rows that are not shuffled
 
 
@@ -121,12 +167,23 @@ def activation(kind, z):
         return where_less(z, 0.0, 0.0, z)
     if kind == LEAKY_RELU:
         return where_less(z, 0.0, LEAK * z, z)
+    if kind == ELU:
+        return where_less(z, 0.0, expm1(z), z)
+    if kind == GELU:
+        return z * normal(z)
+    if kind == SILU:
+        return z * sigmoid(z)
+    if kind == SOFTPLUS:
+        return softplus(z)
+    if kind == EXPONENTIAL:
+        return exp(z)
     return z
 
 
 @kernel
-def times_slope(kind, delta, a):
-    """delta * f'(z), lane by lane, the slope written with a = f(z)."""
+def times_slope(kind, delta, kept):
+    """delta * f'(z), lane by lane, the slope written with a = f(z), or for gelu and silu with z."""
+    a = z = kept
     if kind == SIGMOID:  # a = 1 / (1 + exp(-z))
         return delta * (a * (1.0 - a))
     if kind == TANH:  # a = tanh(z)
@@ -135,7 +192,36 @@ def times_slope(kind, delta, a):
         return where_less(0.0, a, delta, 0.0 * a)
     if kind == LEAKY_RELU:  # a = z if z > 0 else LEAK z
         return where_less(0.0, a, delta, LEAK * delta)
+    if kind == ELU:  # a = z if z > 0 else exp(z) - 1
+        return where_less(0.0, a, delta, delta * (1.0 + a))
+    if kind == GELU:  # a = z Phi(z), and dPhi(z) / dz = exp(-z^2 / 2) / sqrt(2 pi)
+        return delta * (normal(z) + z * exp(-0.5 * z * z) * 0.3989422804014327)
+    if kind == SILU:  # a = z sigmoid(z)
+        s = sigmoid(z)
+        return delta * (s * (1.0 + z * (1.0 - s)))
+    if kind == SOFTPLUS:  # a = log(1 + exp(z)), exp(-a) = 1 / (1 + exp(z))
+        return delta * (0.0 - expm1(0.0 - a))
+    if kind == EXPONENTIAL:  # a = exp(z)
+        return delta * a
     return delta
+
+
+@kernel
+def normal(z):
+    """Phi(z) = (1 + erf(z / sqrt 2)) / 2, the distribution function of the normal distribution, lane by lane."""
+    return 0.5 + 0.5 * erf(0.7071067811865476 * z)
+
+
+@kernel
+def softplus(z):
+    """log(1 + exp(z)), lane by lane, without overflow."""
+    return where_less(z, 0.0, 0.0, z) + log1p(exp(0.0 - absolute(z)))
+
+
+@kernel
+def of_logits(kind):
+    """Whether the slope is written with z."""
+    return kind in (GELU, SILU)
 
 
 @kernel
@@ -145,27 +231,94 @@ def tiny_of(pointer):
 
 
 @kernel
-def activate(kind, a, n):
-    """a = f(z) for n elements, whole vectors;  writes a, which holds z."""
+def activate(kind, z, n, a):
+    """a = f(z) for n elements, whole vectors;  writes a, which may be z."""
     # The branch inside the loop goes the same way each time, so that it is predicted.
     for q in range(0, n, lanes_of(a)):
-        store(at(a, q), 0, activation(kind, load(1, 1, at(a, q), 0)))
+        store(at(a, q), 0, activation(kind, load(1, 1, at(z, q), 0)))
 
 
 @kernel
-def slope(kind, delta, a, n):
-    """delta *= f'(z) for n elements, whole vectors, flushed;  writes delta."""
-    for q in range(0, n, lanes_of(a)):
-        product = times_slope(kind, load(1, 1, at(delta, q), 0), load(1, 1, at(a, q), 0))
-        store(at(delta, q), 0, flush(product, tiny_of(a)))
+def slope(kind, delta, kept, n):
+    """delta *= f'(z) for n elements, whole vectors, flushed, kept as in `times_slope`;  writes delta."""
+    for q in range(0, n, lanes_of(kept)):
+        product = times_slope(kind, load(1, 1, at(delta, q), 0), load(1, 1, at(kept, q), 0))
+        store(at(delta, q), 0, flush(product, tiny_of(kept)))
+
+
+@kernel
+def random_stream(seed, epoch, layer):
+    """Key of the random numbers for the dropout of a layer, counted from 1, in an epoch; 0 is for its order of rows."""
+    return random_bits(random_bits(np.uint64(seed)) + np.uint64(epoch) + (np.uint64(layer) << np.uint64(32)))
+
+
+@kernel
+def dropout(rate, key, n, first, a, O, S, out):
+    """out = 0 with probability rate, else a / (1 - rate): Srivastava et al. 2014, section 10.
+
+    The random number of a unit and a sample depends on nothing but the key, the unit and the place of the sample among
+    the n of the epoch, counted on from `first`: the backward pass draws it once more instead of reading it.
+    a (O, S);  writes out (O, S), which may be a.
+    """
+    scale = 1.0 / (1.0 - rate)
+    for o in range(O):
+        for v in range(0, S, lanes_of(a)):
+            q = o * S + v
+            random = uniform(a, key + np.uint64(o * n + first + v))
+            store(at(out, q), 0, where_less(random, rate, 0.0, scale * load(1, 1, at(a, q), 0)))
 
 
 # --- losses: prediction, delta and loss of a panel ------------------------------------------------------------------
 
 
 @kernel
-def squared_error(kind, a, y, weight, O, S, delta, totals):
-    """loss = 1/2 sum_o (p_o - y_o)^2, delta_o = (p_o - y_o) f'(z_o), p = f(z).
+def loss_of(loss, residual, d):
+    """Loss of a residual r = p - y, lane by lane: r^2 / 2, |r|, or Huber's of both, which meet at |r| = d."""
+    if loss == ABSOLUTE_ERROR:
+        return absolute(residual)
+    square = 0.5 * residual * residual
+    if loss == HUBER:
+        size = absolute(residual)
+        return where_less(size, d, square, d * (size - 0.5 * d))
+    return square
+
+
+@kernel
+def loss_slope(loss, residual, d):
+    """Derivative of `loss_of` by r, lane by lane: r, its sign, or r cut off at -d and d. NaN passes through."""
+    if loss == ABSOLUTE_ERROR:
+        return where_less(residual, 0.0, -1.0, where_less(0.0, residual, 1.0, residual))
+    if loss == HUBER:
+        return where_less(residual, -d, -d, where_less(d, residual, d, residual))
+    return residual
+
+
+@kernel
+def regression(loss, d, kind, a, y, weight, O, S, delta, totals):
+    """loss = sum_o loss_of(p_o - y_o), delta_o = loss_slope(p_o - y_o) f'(z_o), p = f(z).
+
+    a (O, S) holds z, y (O, S), weight (S,);  writes p into a, delta (O, S), adds loss and |p - y| to totals.
+    """
+    V = lanes_of(a)
+    total, error = zeros(1, 1, a), zeros(1, 1, a)
+    for v in range(0, S, V):
+        share = load(1, 1, at(weight, v), 0)
+        for q in range(v, O * S, S):
+            z = load(1, 1, at(a, q), 0)
+            p = activation(kind, z)
+            residual = p - load(1, 1, at(y, q), 0)
+            total = multiply_add(loss_of(loss, residual, d), share, total)
+            error = multiply_add(absolute(residual), share, error)
+            store(at(a, q), 0, p)
+            slope = times_slope(kind, loss_slope(loss, residual, d) * share, z if of_logits(kind) else p)
+            store(at(delta, q), 0, flush(slope, tiny_of(a)))
+    totals[LOSS] += lane_sum(total)
+    totals[ERROR] += lane_sum(error)
+
+
+@kernel
+def poisson(a, y, weight, O, S, delta, totals):
+    """loss = sum_o p_o - y_o + y_o (log y_o - z_o), delta_o = p_o - y_o, p = exp(z).
 
     a (O, S) holds z, y (O, S), weight (S,);  writes p into a, delta (O, S), adds loss and |p - y| to totals.
     """
@@ -174,15 +327,18 @@ def squared_error(kind, a, y, weight, O, S, delta, totals):
     for v in range(0, S, V):
         share = load(1, 1, at(weight, v), 0)
         for q in range(v, O * S, S):
-            p = activation(kind, load(1, 1, at(a, q), 0))
-            difference = p - load(1, 1, at(y, q), 0)
-            weighted = difference * share
-            loss = multiply_add(weighted, difference, loss)
+            z, target = load(1, 1, at(a, q), 0), load(1, 1, at(y, q), 0)
+            p = exp(z)
+            residual = p - target
+            # 0 log 0 counts as 0, and so does what log takes for 0
+            sample = residual + where_less(tiny_of(a), target, target * (log(target) - z), 0.0)
+            loss = multiply_add(sample, share, loss)
+            weighted = residual * share
             error = error + absolute(weighted)
             store(at(a, q), 0, p)
-            store(at(delta, q), 0, flush(times_slope(kind, weighted, p), tiny_of(a)))
-    totals[0] += 0.5 * lane_sum(loss)
-    totals[1] += lane_sum(error)
+            store(at(delta, q), 0, flush(weighted, tiny_of(a)))
+    totals[LOSS] += lane_sum(loss)
+    totals[ERROR] += lane_sum(error)
 
 
 @kernel
@@ -205,8 +361,8 @@ def binary_cross_entropy(a, y, weight, O, S, delta, totals):
             error = error + absolute(weighted)
             store(at(a, q), 0, p)
             store(at(delta, q), 0, flush(weighted, tiny_of(a)))
-    totals[0] += lane_sum(loss)
-    totals[1] += lane_sum(error)
+    totals[LOSS] += lane_sum(loss)
+    totals[ERROR] += lane_sum(error)
 
 
 @kernel
@@ -252,32 +408,64 @@ def cross_entropy(a, y, weight, O, S, delta, totals):
             weighted = (load(1, 1, at(a, q), 0) - load(1, 1, at(y, q), 0)) * share
             error = error + absolute(weighted)
             store(at(delta, q), 0, flush(weighted, tiny_of(a)))
-    totals[0] += lane_sum(loss)
-    totals[1] += lane_sum(error)
+    totals[LOSS] += lane_sum(loss)
+    totals[ERROR] += lane_sum(error)
 
 
 @kernel
-def output(loss, kind, a, y, weight, O, S, delta, totals):
-    """Prediction, delta and loss of a panel from the logits in a (O, S);  writes as the three above."""
+def output(loss, d, kind, a, y, weight, O, S, delta, totals):
+    """Prediction, delta and loss of a panel from the logits in a (O, S);  writes as the four above."""
     if loss == CROSS_ENTROPY:
         cross_entropy(a, y, weight, O, S, delta, totals)
     elif loss == BINARY_CROSS_ENTROPY:
         binary_cross_entropy(a, y, weight, O, S, delta, totals)
+    elif loss == POISSON:
+        poisson(a, y, weight, O, S, delta, totals)
     else:
-        squared_error(kind, a, y, weight, O, S, delta, totals)
+        regression(loss, d, kind, a, y, weight, O, S, delta, totals)
+
+
+@kernel
+def misfit(loss, p, y, weight, spread, O, S, totals):
+    """What of a panel is not predicted: samples of which a class is wrong, or squared residuals.
+
+    Wrong is a likeliest class that is not the sample's, and any of several binary outputs. The squares of each output
+    are multiplied by its spread.  p, y (O, S), weight (S,), spread (O,);  adds to totals.
+    """
+    V = lanes_of(p)
+    total = zeros(1, 1, p)
+    for v in range(0, S, V):
+        wrong = zeros(1, 1, p)
+        if loss == CROSS_ENTROPY:
+            likeliest, there, most = load(1, 1, at(p, v), 0), load(1, 1, at(y, v), 0), load(1, 1, at(y, v), 0)
+            for q in range(v + S, O * S, S):
+                p_o, y_o = load(1, 1, at(p, q), 0), load(1, 1, at(y, q), 0)
+                there = where_less(likeliest, p_o, y_o, there)
+                likeliest = where_less(likeliest, p_o, p_o, likeliest)
+                most = where_less(most, y_o, y_o, most)
+            wrong = where_less(there, most, 1.0, wrong)
+        else:
+            for o in range(O):
+                p_o, y_o = load(1, 1, at(p, o * S + v), 0), load(1, 1, at(y, o * S + v), 0)
+                if loss == BINARY_CROSS_ENTROPY:
+                    chosen = where_less(0.5, p_o, 1.0, zeros(1, 1, p))
+                    wrong = where_less(absolute(chosen - y_o), 0.5, wrong, 1.0)
+                else:
+                    wrong = multiply_add(spread[o] * (p_o - y_o), p_o - y_o, wrong)
+        total = multiply_add(wrong, load(1, 1, at(weight, v), 0), total)
+    totals[MISFIT] += lane_sum(total)
 
 
 # --- gradients ------------------------------------------------------------------------------------------------------
 
 
 @kernel
-def transposed(delta, O, panels, S, counting, none, out):
-    """out[p, s, o] = delta[p, o, s], filled up with zeros to C outputs, whole vectors.
+def transposed(delta, O, panels, S, counting, none, C, out):
+    """out[p, s, o] = delta[p, o, s] for the first C outputs, whole vectors, and zeros beyond O.
 
     delta (panels, O, S), counting (V,) 0, 1, ..., none (V,) zeros;  writes out (panels, S, C).
     """
     V = lanes_of(delta)
-    C = (O + V - 1) // V * V
     for p in range(panels):
         for o in range(0, C, V):
             for v in range(0, S, V):
@@ -331,32 +519,31 @@ def weight_gradient(a, a_stride, I, delta, O, samples, S, counting, none, scratc
     # forward: z[o, s] = b[o] + sum_i w[i, o] a[i, s], so dz[o, s] / dw[i, o] = a[i, s]
     V = lanes_of(a)
     panels = (samples + S - 1) // S
-    if 2 * O >= V:
-        # The product again, with outputs in the lanes. The lanes beyond O belong to the next row: they have delta 0,
-        # and rows are stored in order, so that each is last written by its own.
-        transposed(delta, O, panels, S, counting, none, scratch)
-        C = (O + V - 1) // V * V
+    # The product again, with outputs in the lanes. The lanes beyond O belong to the next row: they have delta 0, and
+    # rows are stored in order, so that each is last written by its own.
+    C = (O + V // 2) // V * V
+    transposed(delta, O, panels, S, counting, none, C, scratch)
+    i = 0
+    while i < I and C > 0:
+        a_i, g = at(a, i * S), at(gradient, i * O)
+        if i + TILE_ROWS <= I:
+            wide_rows(TILE_ROWS, a_i, a_stride, scratch, C, samples, S, g, O)
+            i += TILE_ROWS
+        else:
+            wide_rows(1, a_i, a_stride, scratch, C, samples, S, g, O)
+            i += 1
+    # Fewer outputs than fill half a vector have samples in the lanes: 64 x 100 took 8 % longer without.
+    for o in range(C, O):
+        delta_o = at(delta, o * S)
         i = 0
         while i < I:
-            a_i, g = at(a, i * S), at(gradient, i * O)
-            if i + TILE_ROWS <= I:
-                wide_rows(TILE_ROWS, a_i, a_stride, scratch, C, samples, S, g, O)
-                i += TILE_ROWS
+            a_i, g = at(a, i * S), at(gradient, i * O + o)
+            if i + 4 <= I:
+                narrow_tile(4, a_i, a_stride, delta_o, O, panels, S, g)
+                i += 4
             else:
-                wide_rows(1, a_i, a_stride, scratch, C, samples, S, g, O)
+                narrow_tile(1, a_i, a_stride, delta_o, O, panels, S, g)
                 i += 1
-    else:
-        for o in range(O):
-            delta_o = at(delta, o * S)
-            i = 0
-            while i < I:
-                a_i, g = at(a, i * S), at(gradient, i * O + o)
-                if i + 4 <= I:
-                    narrow_tile(4, a_i, a_stride, delta_o, O, panels, S, g)
-                    i += 4
-                else:
-                    narrow_tile(1, a_i, a_stride, delta_o, O, panels, S, g)
-                    i += 1
 
 
 @kernel
@@ -389,20 +576,11 @@ def bias_gradient(delta, O, panels, S, gradient):
 
 
 @kernel
-def top_layer(plan):
-    """Where the last layer begins in activations and deltas."""
-    top = 0
-    for layer in range(plan.layers - 1):
-        top += plan.block * plan.sizes[layer + 1] * plan.width
-    return top
-
-
-@kernel
-def forward(plan, params, none, x, F, panels, activations):
+def forward(plan, params, none, rates, x, F, panels, epoch, first, kept, activations):
     """a_l = f_l(W_l^T a_{l-1} + b_l) for every layer of a block; the last layer is left as logits.
 
-    params (P,), none (widest layer,) zeros, x (panels, F, S);  writes activations, layer after layer, each
-    (panels, O, S).
+    params (P,), none (widest layer,) zeros, rates (layers,) of dropout, x (panels, F, S), samples from `first` on;
+    writes activations, layer after layer, each (panels, O, S), and kept likewise, in the layers where it is apart.
     """
     layers, S = plan.layers, plan.width
     a, a_stride = x, F
@@ -411,13 +589,18 @@ def forward(plan, params, none, x, F, panels, activations):
     for layer in range(layers):
         I, O = plan.sizes[layer], plan.sizes[layer + 1]
         weights, out = at(params, w), at(activations, top)
+        logits = at(kept, top) if plan.apart[layer] else out
         bias = at(params, w + I * O) if plan.biases else none
         for p in range(panels):
-            z = at(out, p * O * S)
+            z, out_p = at(logits, p * O * S), at(out, p * O * S)
             # z[o, s] = b[o] + sum_i w[i, o] a[i, s]
             product(weights, unit, O, O, I, bias, at(a, p * a_stride * S), S, z)
             if layer + 1 < layers:
-                activate(plan.kinds[layer], z, O * S)
+                f_z = out_p if of_logits(plan.kinds[layer]) else z
+                activate(plan.kinds[layer], z, O * S, f_z)
+                if rates[layer] > 0:
+                    key = random_stream(plan.seed, epoch, layer + 1)
+                    dropout(rates[layer], key, plan.rows, first + p * S, f_z, O, S, out_p)
         a, a_stride = out, O
         w += I * O + (O if plan.biases else 0)
         top += plan.block * O * S
@@ -427,21 +610,22 @@ def forward(plan, params, none, x, F, panels, activations):
 def output_layer(plan, memory, x, F, panels):
     """Predictions, deltas and loss of a block;  writes activations and deltas of the last layer, adds to totals."""
     S, I, O = plan.width, plan.sizes[0], plan.sizes[plan.layers]
-    top = top_layer(plan)
+    top = plan.hidden_units * plan.block * S
     for p in range(panels):
         y = at(x, (p * F + I) * S)
         a, delta = at(memory.activations, top + p * O * S), at(memory.deltas, top + p * O * S)
-        output(plan.loss, plan.kinds[plan.layers - 1], a, y, at(y, O * S), O, S, delta, memory.totals)
+        kind = plan.kinds[plan.layers - 1]
+        output(plan.loss, plan.huber_delta, kind, a, y, at(y, O * S), O, S, delta, memory.totals)
 
 
 @kernel
-def backward(plan, memory, x, F, samples):
+def backward(plan, memory, x, F, samples, epoch, first):
     """Gradients of every layer of a block, given the deltas of the last;  writes deltas, adds to gradient.
 
-    x (panels, F, S), activations and deltas as `forward` lays them out.
+    x (panels, F, S), samples from `first` on; activations, kept and deltas as `forward` lays them out.
     """
     layers, S = plan.layers, plan.width
-    w, top, panels = plan.parameters, top_layer(plan), (samples + S - 1) // S
+    w, top, panels = plan.parameters, plan.hidden_units * plan.block * S, (samples + S - 1) // S
     unit, counting, none = np.int64(1), memory.counting, memory.none
     for layer in range(layers - 1, -1, -1):
         I, O = plan.sizes[layer], plan.sizes[layer + 1]
@@ -455,12 +639,16 @@ def backward(plan, memory, x, F, samples):
         else:
             top -= plan.block * I * S
             a, below = at(memory.activations, top), at(memory.deltas, top)
+            kept = at(memory.kept, top) if plan.apart[layer - 1] else a
             weight_gradient(a, I, I, delta, O, samples, S, counting, none, memory.scratch, gradient)
             for p in range(panels):
-                # delta_below[i, s] = f'(z[i, s]) sum_o w[i, o] delta[o, s]
+                # delta_below[i, s] = f'(z[i, s]) sum_o w[i, o] delta[o, s], and what dropout did to a[i, s]
                 delta_p, below_p = at(delta, p * O * S), at(below, p * I * S)
                 product(at(memory.params, w), O, unit, I, O, none, delta_p, S, below_p)
-                slope(plan.kinds[layer - 1], below_p, at(a, p * I * S), I * S)
+                slope(plan.kinds[layer - 1], below_p, at(kept, p * I * S), I * S)
+                if plan.dropout[layer - 1] > 0:
+                    key = random_stream(plan.seed, epoch, layer)
+                    dropout(plan.dropout[layer - 1], key, plan.rows, first + p * S, below_p, I, S, below_p)
 
 
 # --- optimisers -----------------------------------------------------------------------------------------------------
@@ -476,25 +664,25 @@ def plain_sgd(P, w, g, scale, rate):
 
 @kernel
 def momentum_sgd(P, w, g, velocity, scale, rate, momentum, nesterov, tiny):
-    """velocity = momentum velocity + g; w -= rate velocity, or rate (g + momentum velocity) with Nesterov.
+    """velocity = momentum velocity + rate g; w -= velocity, or rate g + momentum velocity with Nesterov.
 
     Sutskever et al. 2013, equations 1 to 4.  Writes w, velocity, and zeros into g. All (P,).
     """
     for q in range(P):
-        g_q = scale * g[q]
-        v_q = momentum * velocity[q] + g_q
+        step_q = rate * (scale * g[q])
+        v_q = momentum * velocity[q] + step_q
         if abs(v_q) < tiny:
             v_q = v_q * 0
         velocity[q] = v_q
-        w[q] -= rate * (g_q + momentum * v_q if nesterov else v_q)
+        w[q] -= step_q + momentum * v_q if nesterov else v_q
         g[q] = 0
 
 
 @kernel
-def adam(P, w, g, first, second, scale, rate, beta1, beta2, epsilon, correction1, correction2, tiny, root):
-    """w -= rate (first / correction1) / (sqrt(second / correction2) + epsilon), correction = 1 - beta^t.
+def adam(P, w, g, first, second, scale, rate, beta1, beta2, epsilon, tiny, root):
+    """w -= rate first / (sqrt(second) + epsilon), with rate and epsilon as `step` corrects them.
 
-    first = beta1 first + (1 - beta1) g and second = beta2 second + (1 - beta2) g^2: Kingma and Ba 2015, algorithm 1.
+    first = beta1 first + (1 - beta1) g and second = beta2 second + (1 - beta2) g^2: Kingma and Ba 2015, section 2.
     A g below root, the root of tiny, counts as 0 in g^2.  Writes w, first, second, and zeros into g. All (P,).
     """
     one = epsilon / epsilon
@@ -510,28 +698,212 @@ def adam(P, w, g, first, second, scale, rate, beta1, beta2, epsilon, correction1
             v_q = v_q * 0
         first[q] = m_q
         second[q] = v_q
-        w[q] -= rate * (m_q / correction1) / (np.sqrt(v_q / correction2) + epsilon)
+        w[q] -= rate * m_q / (np.sqrt(v_q) + epsilon)
         g[q] = 0
+
+
+@kernel
+def rmsprop(P, w, g, second, scale, rate, decay, epsilon, tiny, root):
+    """second = decay second + (1 - decay) g^2; w -= rate g / (sqrt(second) + epsilon): Tieleman and Hinton 2012.
+
+    A g below root, the root of tiny, counts as 0 in g^2.  Writes w, second, and zeros into g. All (P,).
+    """
+    one = epsilon / epsilon
+    for q in range(P):
+        g_q = scale * g[q]
+        small = g_q * 0 if abs(g_q) < root else g_q
+        v_q = decay * second[q] + (one - decay) * (small * small)
+        if v_q < tiny:
+            v_q = v_q * 0
+        second[q] = v_q
+        w[q] -= rate * g_q / (np.sqrt(v_q) + epsilon)
+        g[q] = 0
+
+
+@kernel
+def irprop(P, w, g, last, steps, increase, decrease, smallest, largest):
+    """w -= sign(g) step, where the step has grown if g kept its sign, and shrunk if not, and then g counts as 0.
+
+    iRprop-: Igel and Huesken 2003, section 2.2.  Writes w, last (the g before), steps, and zeros into g. All (P,).
+    """
+    for q in range(P):
+        g_q, step_q = g[q], steps[q]
+        if (g_q > 0 and last[q] > 0) or (g_q < 0 and last[q] < 0):
+            step_q = step_q * increase if step_q * increase < largest else largest
+        elif (g_q > 0 and last[q] < 0) or (g_q < 0 and last[q] > 0):
+            step_q = step_q * decrease if step_q * decrease > smallest else smallest
+            g_q = g_q * 0
+        if g_q > 0:
+            w[q] -= step_q
+        elif g_q < 0:
+            w[q] += step_q
+        last[q] = g_q
+        steps[q] = step_q
+        g[q] = 0
+
+
+@kernel
+def add_scaled(n, x, factor, y):
+    """y += factor x;  writes y. All (n,), and x may be y."""
+    V = lanes_of(x)
+    q = 0
+    while q + V <= n:
+        store(at(y, q), 0, multiply_add(load(1, 1, at(x, q), 0), factor, load(1, 1, at(y, q), 0)))
+        q += V
+    while q < n:
+        y[q] += factor * x[q]
+        q += 1
+
+
+@kernel
+def sum_of_squares(n, x):
+    """sum_q x_q^2, x (n,)."""
+    V = lanes_of(x)
+    sums = zeros(4, 1, x)  # four sums at once: one alone would wait for each addition
+    q = 0
+    while q + 4 * V <= n:
+        part = load(4, 1, at(x, q), V)
+        sums = multiply_add(part, part, sums)
+        q += 4 * V
+    total = np.float64(lane_sum(sums))
+    while q < n:
+        total += np.float64(x[q]) * x[q]
+        q += 1
+    return total
+
+
+@kernel
+def penalty(plan, w, g):
+    """g += l2 w for the weights, not for the biases;  writes g (P,), returns l2 / 2 sum w^2."""
+    start, total = 0, 0.0
+    for layer in range(plan.layers):
+        I, O = plan.sizes[layer], plan.sizes[layer + 1]
+        add_scaled(I * O, at(w, start), plan.l2, at(g, start))
+        total += sum_of_squares(I * O, at(w, start))
+        start += I * O + (O if plan.biases else 0)
+    return 0.5 * plan.l2 * total
+
+
+@kernel
+def decay(plan, w, share):
+    """w -= share w for the weights, not for the biases: Loshchilov and Hutter 2019, algorithm 2.  Writes w (P,)."""
+    start = 0
+    for layer in range(plan.layers):
+        I, O = plan.sizes[layer], plan.sizes[layer + 1]
+        add_scaled(I * O, at(w, start), -share, at(w, start))
+        start += I * O + (O if plan.biases else 0)
 
 
 @kernel
 def step(plan, memory, scale):
     """Update the weights with the gradient of a batch, times scale;  writes params, gradient, momenta and totals."""
-    P, w, g, settings = plan.parameters, memory.params, memory.gradient, plan.settings
+    P, w, g, settings, totals = plan.parameters, memory.params, memory.gradient, plan.settings, memory.totals
     cast = memory.scalars  # float64 numbers stored here and read back have the working precision
-    cast[0], cast[1], cast[4] = scale, tiny_of(w), np.sqrt(tiny_of(w))
+    if plan.l2 > 0:
+        totals[LOSS] += penalty(plan, w, g)
+    if plan.clip_norm > 0:
+        # Pascanu, Mikolov and Bengio, ICML 2013, algorithm 1
+        norm = scale * np.sqrt(sum_of_squares(P, g))
+        if norm > plan.clip_norm:
+            scale *= plan.clip_norm / norm
+    cast[SCALE], cast[SIZE], cast[ROOT] = scale, tiny_of(w), np.sqrt(tiny_of(w))
     if plan.optimizer == PLAIN_SGD:
-        plain_sgd(P, w, g, cast[0], settings[0])
+        plain_sgd(P, w, g, cast[SCALE], cast[RATE])
     elif plan.optimizer == MOMENTUM_SGD:
-        momentum_sgd(P, w, g, memory.first, cast[0], settings[0], settings[1], settings[2] != 0, cast[1])
-    elif plan.optimizer == ADAM:
-        memory.totals[2] *= settings[1]  # beta1^t
-        memory.totals[3] *= settings[2]  # beta2^t
-        cast[2], cast[3] = 1 - memory.totals[2], 1 - memory.totals[3]
+        momentum_sgd(P, w, g, memory.first, cast[SCALE], cast[RATE], settings[1], settings[2] != 0, cast[SIZE])
+    elif plan.optimizer in (ADAM, ADAMW):
+        totals[POWER1] *= settings[1]  # beta1^t
+        totals[POWER2] *= settings[2]  # beta2^t
+        # first / (1 - beta1^t) over sqrt(second / (1 - beta2^t)) + epsilon: taken out of the loop, the corrections
+        # spare it two divisions.
+        root = np.sqrt(1 - totals[POWER2])
+        cast[CORRECTED_RATE], cast[CORRECTED_EPSILON] = cast[RATE] * root / (1 - totals[POWER1]), settings[3] * root
+        if plan.optimizer == ADAMW:
+            decay(plan, w, cast[RATE] * settings[4])
+        elif settings[4] != 0:
+            cast[CORRECTED_EPSILON] = settings[3]
         adam(
-            P, w, g, memory.first, memory.second, cast[0], settings[0], settings[1], settings[2], settings[3],
-            cast[2], cast[3], cast[1], cast[4],
+            P, w, g, memory.first, memory.second, cast[SCALE], cast[CORRECTED_RATE], settings[1], settings[2],
+            cast[CORRECTED_EPSILON], cast[SIZE], cast[ROOT],
         )  # fmt: skip
+    elif plan.optimizer == RMSPROP:
+        rmsprop(P, w, g, memory.second, cast[SCALE], cast[RATE], settings[1], settings[2], cast[SIZE], cast[ROOT])
+    elif plan.optimizer == IRPROP:
+        irprop(P, w, g, memory.first, memory.second, settings[1], settings[2], settings[3], settings[4])
+
+
+# --- learning-rate schedules ----------------------------------------------------------------------------------------
+
+
+@kernel
+def power(base, exponent, space):
+    """base^exponent, base > 0, by our own exp and log: the C library's differ between machines.  Writes space (V,)."""
+    space[0] = base
+    store(space, 0, exp(exponent * log(fill(1, 1, space))))
+    return space[0]
+
+
+@kernel
+def cosine(x):
+    """cos(pi x) for 0 <= x <= 1 by its series, for the same reason."""
+    sign = 1.0 if x <= 0.5 else -1.0
+    angle = np.pi * (x if x <= 0.5 else 1.0 - x)
+    term = total = 1.0
+    for k in range(2, 24, 2):
+        term *= -angle * angle / (k * (k - 1))
+        total += term
+    return sign * total
+
+
+@kernel
+def rate_factor(schedule, settings, epoch, reached, space):
+    """Factor of the learning rate in an epoch, counted from 0; `reached` is that of REDUCE_ON_PLATEAU."""
+    if schedule == EXPONENTIAL_DECAY:  # decay
+        return power(settings[0], np.float64(epoch), space)
+    if schedule == INVERSE_SCALING:  # power, pace
+        return power(1.0 + settings[1] * epoch, -settings[0], space)
+    if schedule == COSINE:  # epochs, warmup, minimum
+        if epoch < settings[1]:
+            return (epoch + 1.0) / (settings[1] + 1.0)
+        share = (epoch - settings[1]) / (settings[0] - settings[1])
+        return settings[2] + (1.0 - settings[2]) * 0.5 * (1.0 + cosine(share if share < 1.0 else 1.0))
+    if schedule == REDUCE_ON_PLATEAU:
+        return reached
+    return 1.0
+
+
+@kernel
+def judge(plan, memory, epoch):
+    """Early stopping and REDUCE_ON_PLATEAU at the end of an epoch;  writes best, position and totals.
+
+    Returns STOPPED if more than `patience` epochs in a row were not better than the best before, else FINISHED.
+    """
+    position, totals, settings = memory.position, memory.totals, plan.schedule_settings
+    figure = memory.loss[epoch]
+    if plan.watched == VALIDATION_LOSS:
+        figure = memory.validation_loss[epoch]
+    elif plan.watched == VALIDATION_MISFIT:
+        figure = memory.validation_misfit[epoch]
+    status = FINISHED
+    position[STALE] = 0 if figure < totals[BEST] - plan.min_delta else position[STALE] + 1
+    if figure < totals[BEST]:
+        totals[BEST] = figure
+        if plan.keep_best:
+            for q in range(plan.parameters):
+                memory.best[q] = memory.params[q]
+    if position[STALE] > plan.patience >= 0:
+        status = STOPPED
+    if plan.schedule == REDUCE_ON_PLATEAU:  # factor, patience, min_delta, minimum, whether to stop there
+        position[STALE_RATE] = 0 if figure < totals[BEST_RATE] - settings[2] else position[STALE_RATE] + 1
+        if figure < totals[BEST_RATE]:
+            totals[BEST_RATE] = figure
+        if position[STALE_RATE] > settings[1]:
+            position[STALE_RATE] = 0
+            if totals[FACTOR] > settings[3]:
+                totals[FACTOR] *= settings[0]
+            elif settings[4] > 0:
+                status = STOPPED
+    return status
 
 
 # --- one vector of samples ------------------------------------------------------------------------------------------
@@ -547,8 +919,8 @@ def tiny_batch(plan, memory, x, scale):
     """
     layers, S = plan.layers, plan.width
     params, gradient = memory.params, memory.gradient
-    memory.scalars[0] = scale
-    rate = memory.scalars[0] * plan.settings[0]
+    memory.scalars[SCALE] = scale
+    rate = memory.scalars[SCALE] * memory.scalars[RATE]
     fused = plan.optimizer == PLAIN_SGD
     a, w, top = x, 0, 0
     for layer in range(layers):
@@ -567,7 +939,7 @@ def tiny_batch(plan, memory, x, scale):
     O = plan.sizes[layers]
     top -= O * S
     y, delta = at(x, plan.sizes[0] * S), at(memory.deltas, top)
-    output(plan.loss, plan.kinds[layers - 1], a, y, at(y, O * S), O, S, delta, memory.totals)
+    output(plan.loss, plan.huber_delta, plan.kinds[layers - 1], a, y, at(y, O * S), O, S, delta, memory.totals)
 
     for layer in range(layers - 1, -1, -1):
         I, O = plan.sizes[layer], plan.sizes[layer + 1]
@@ -607,21 +979,12 @@ def tiny_batch(plan, memory, x, scale):
 
 
 @kernel
-def random_bits(counter):
-    """64 random bits from a counter: splitmix64 of Steele, Lea and Flood, OOPSLA 2014, figure 17."""
-    z = counter * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-@kernel
 def shuffle(n, seed, epoch, order):
     """The order of the rows in an epoch: Fisher and Yates, from n - 1 down;  writes order (n,).
 
     NumPy draws one in 8 ns a row, a fifth of the time of the training at 16-32-1; this and `gather` take 6.
     """
-    key = random_bits(random_bits(np.uint64(seed)) + np.uint64(epoch))
+    key = random_stream(seed, epoch, 0)
     for i in range(n):
         order[i] = i
     for i in range(n - 1, 0, -1):
@@ -666,12 +1029,24 @@ def finite(P, w):
 
 
 @kernel
+def weight_of(x, F, S, panels):
+    """Sum of the weights of a block, the last feature of x (panels, F, S)."""
+    total = 0.0
+    for p in range(panels):
+        for v in range(0, S, lanes_of(x)):
+            total += lane_sum(load(1, 1, at(x, (p * F + F - 1) * S + v), 0))
+    return total
+
+
+@kernel
 def bare_plan(plan):
     """The plan with pointers in place of arrays."""
     return Plan(
-        at(plan.sizes, 0), at(plan.kinds, 0), plan.layers, plan.parameters, plan.loss, plan.biases, plan.optimizer,
-        at(plan.settings, 0), plan.batch_size, plan.mean, plan.shuffled, plan.seed, plan.rows, plan.width, plan.block,
-        plan.tiny,
+        at(plan.sizes, 0), at(plan.kinds, 0), plan.layers, plan.hidden_units, plan.parameters, plan.loss,
+        plan.huber_delta, plan.biases, plan.optimizer, at(plan.settings, 0), plan.l2, plan.clip_norm,
+        at(plan.dropout, 0), at(plan.apart, 0), plan.schedule, at(plan.schedule_settings, 0), plan.batch_size,
+        plan.mean, plan.weighted, plan.shuffled, plan.seed, plan.rows, plan.validation_rows, at(plan.spread, 0),
+        plan.watched, plan.patience, plan.min_delta, plan.keep_best, plan.width, plan.block, plan.tiny,
     )  # fmt: skip
 
 
@@ -679,56 +1054,100 @@ def bare_plan(plan):
 def bare_memory(memory):
     """The memory with pointers in place of arrays."""
     return Memory(
-        at(memory.params, 0), at(memory.gradient, 0), at(memory.first, 0), at(memory.second, 0), at(memory.none, 0),
-        at(memory.counting, 0), at(memory.order, 0), at(memory.scalars, 0), at(memory.data, 0),
-        at(memory.activations, 0), at(memory.deltas, 0), at(memory.scratch, 0),
-        at(memory.position, 0), at(memory.totals, 0), at(memory.loss, 0), at(memory.error, 0),
+        at(memory.params, 0), at(memory.gradient, 0), at(memory.first, 0), at(memory.second, 0), at(memory.best, 0),
+        at(memory.none, 0), at(memory.counting, 0), at(memory.order, 0), at(memory.scalars, 0), at(memory.data, 0),
+        at(memory.activations, 0), at(memory.kept, 0), at(memory.deltas, 0), at(memory.scratch, 0),
+        at(memory.position, 0), at(memory.totals, 0), at(memory.space, 0), at(memory.loss, 0), at(memory.error, 0),
+        at(memory.validation_loss, 0), at(memory.validation_error, 0), at(memory.validation_misfit, 0),
     )  # fmt: skip
 
 
-@entry
-def run(plan, memory, data, blocks):
-    """Train for this many blocks, from memory.position on;  returns FINISHED, or DIVERGED at the end of an epoch.
+@kernel
+def set_rate(plan, memory, epoch):
+    """Learning rate of an epoch;  writes scalars."""
+    factor = rate_factor(plan.schedule, plan.schedule_settings, epoch, memory.totals[FACTOR], memory.space)
+    memory.scalars[RATE] = factor * plan.settings[0]
 
-    data: the rows (n, F), or where they are not shuffled all panels laid out, batch after batch.
+
+@entry
+def run(plan, memory, data, validation, blocks):
+    """Train for this many blocks, from memory.position on, in each epoch first the batches, then the validation.
+
+    data: the rows (n, F), or where they are not shuffled all panels laid out, batch after batch; validation: all panels
+    laid out. Returns FINISHED, or at the end of an epoch DIVERGED, before validation, or STOPPED as `judge` says.
     """
     plan, memory = bare_plan(plan), bare_memory(memory)
-    n, S, I, O = plan.rows, plan.width, plan.sizes[0], plan.sizes[plan.layers]
-    F = I + O + 1
-    epoch, row, panel = memory.position[0], memory.position[1], memory.position[2]
+    n, rows, S, I, O = plan.rows, plan.rows + plan.validation_rows, plan.width, plan.sizes[0], plan.sizes[plan.layers]
+    F, top, a = I + O + 1, plan.hidden_units * plan.block * S, memory.activations
+    position, totals = memory.position, memory.totals
+    epoch, row, panel = position[EPOCH], position[ROW], position[PANEL]
     status = FINISHED
+    set_rate(plan, memory, epoch)
     for _ in range(blocks):
-        batch = row // plan.batch_size * plan.batch_size  # its first row
-        batch_rows = min(plan.batch_size, n - batch)
-        count = min(batch + batch_rows - row, plan.block * S)
-        panels = (count + S - 1) // S
-        scale = 1.0 / batch_rows if plan.mean else 1.0
-        x = at(data, panel * F * S)
-        if plan.shuffled:
-            if row == 0:
-                shuffle(n, plan.seed, epoch, memory.order)
-            x = memory.data
-            gather(at(data, 0), at(memory.order, row), count, F, S, panels, memory.none, x)
-        row += count
-        panel += panels
-        if plan.tiny:
-            tiny_batch(plan, memory, x, scale)
+        if row < n:
+            batch = row // plan.batch_size * plan.batch_size  # its first row
+            batch_rows = min(plan.batch_size, n - batch)
+            count = min(batch + batch_rows - row, plan.block * S)
+            panels = (count + S - 1) // S
+            weight = np.float64(batch_rows)
+            x = at(data, panel * F * S)
+            if plan.shuffled:
+                if row == 0:
+                    shuffle(n, plan.seed, epoch, memory.order)
+                x = memory.data
+                gather(at(data, 0), at(memory.order, row), count, F, S, panels, memory.none, x)
+            if plan.weighted:
+                totals[BATCH_WEIGHT] += weight_of(x, F, S, panels)
+                weight = totals[BATCH_WEIGHT]
+            scale = 1.0 / weight if plan.mean and weight > 0 else 1.0
+            if plan.tiny:
+                tiny_batch(plan, memory, x, scale)
+            else:
+                forward(plan, memory.params, memory.none, plan.dropout, x, F, panels, epoch, row, memory.kept, a)
+                output_layer(plan, memory, x, F, panels)
+                backward(plan, memory, x, F, count, epoch, row)
+                if row + count == batch + batch_rows:
+                    if weight > 0:  # a batch without weight is as if it were not there
+                        step(plan, memory, scale)
+                    totals[WEIGHT] += weight
+                    totals[BATCH_WEIGHT] = 0
+            row += count
+            panel += panels
+            if row == n:
+                loss, weight = totals[LOSS], totals[WEIGHT] if plan.weighted else np.float64(n)
+                memory.loss[epoch], memory.error[epoch] = loss / weight, totals[ERROR] / (weight * O)
+                totals[LOSS], totals[ERROR], totals[WEIGHT] = 0, 0, 0
+                panel = 0
+                if not (loss * 0 == 0 and finite(plan.parameters, memory.params)):
+                    status = DIVERGED
         else:
-            forward(plan, memory.params, memory.none, x, F, panels, memory.activations)
+            count = min(rows - row, plan.block * S)
+            panels = (count + S - 1) // S
+            x = at(validation, panel * F * S)
+            forward(plan, memory.params, memory.none, memory.none, x, F, panels, epoch, row, a, a)
             output_layer(plan, memory, x, F, panels)
-            backward(plan, memory, x, F, count)
-            if row == batch + batch_rows:
-                step(plan, memory, scale)
-        if row == n:
-            loss, error = memory.totals[0], memory.totals[1]
-            memory.loss[epoch], memory.error[epoch] = loss / n, error / (n * O)
-            memory.totals[0], memory.totals[1] = 0, 0
+            for p in range(panels):
+                y = at(x, (p * F + I) * S)
+                misfit(plan.loss, at(a, top + p * O * S), y, at(y, O * S), plan.spread, O, S, totals)
+            totals[WEIGHT] += weight_of(x, F, S, panels)
+            row += count
+            panel += panels
+            if row == rows:
+                weight = totals[WEIGHT]
+                memory.validation_loss[epoch] = totals[LOSS] / weight
+                memory.validation_error[epoch] = totals[ERROR] / (weight * O)
+                memory.validation_misfit[epoch] = totals[MISFIT] / weight
+                totals[LOSS], totals[ERROR], totals[MISFIT], totals[WEIGHT] = 0, 0, 0, 0
+        if row == rows or status == DIVERGED:
+            if status == FINISHED and (plan.patience >= 0 or plan.schedule != CONSTANT):
+                status = judge(plan, memory, epoch)
             epoch += 1
             row, panel = 0, 0
-            if not (loss * 0 == 0 and finite(plan.parameters, memory.params)):
-                status = DIVERGED
+            if plan.schedule != CONSTANT:
+                set_rate(plan, memory, epoch)
+            if status != FINISHED:
                 break
-    memory.position[0], memory.position[1], memory.position[2] = epoch, row, panel
+    position[EPOCH], position[ROW], position[PANEL] = epoch, row, panel
     return status
 
 
@@ -739,23 +1158,23 @@ def predict(plan, params, data, order, none, gathered, activations, predictions)
     params (P,), data (n, I), order (n,), none (widest layer, at least V) zeros;  writes gathered (block, I, S),
     activations as `forward` and predictions (n, O). All arrays are flat.
     """
-    plan, x = bare_plan(plan), at(gathered, 0)
+    plan, x, a, none = bare_plan(plan), at(gathered, 0), at(activations, 0), at(none, 0)
     n, S, I, O = plan.rows, plan.width, plan.sizes[0], plan.sizes[plan.layers]
-    kind, top = plan.kinds[plan.layers - 1], top_layer(plan)
+    kind, top = plan.kinds[plan.layers - 1], plan.hidden_units * plan.block * S
     for first in range(0, n, plan.block * S):
         count = min(n - first, plan.block * S)
         panels = (count + S - 1) // S
-        gather(at(data, 0), at(order, first), count, I, S, panels, at(none, 0), x)
-        forward(plan, at(params, 0), at(none, 0), x, I, panels, at(activations, 0))
+        gather(at(data, 0), at(order, first), count, I, S, panels, none, x)
+        forward(plan, at(params, 0), none, none, x, I, panels, first, first, a, a)
         for p in range(panels):
-            a = at(activations, top + p * O * S)
+            z = at(a, top + p * O * S)
             if kind == SOFTMAX:
-                for v in range(0, S, lanes_of(a)):
-                    softmax(highest(at(a, v), O, S), at(a, v), O, S)
+                for v in range(0, S, lanes_of(z)):
+                    softmax(highest(at(z, v), O, S), at(z, v), O, S)
             else:
-                activate(kind, a, O * S)
+                activate(kind, z, O * S, z)
             out = at(predictions, (first + p * S) * O)
             for s in range(min(S, count - p * S)):
                 for o in range(O):
-                    out[s * O + o] = a[o * S + s]
+                    out[s * O + o] = z[o * S + s]
     return FINISHED

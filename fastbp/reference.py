@@ -6,29 +6,66 @@ that data is always the rows themselves. It is what the kernels are tested again
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastbp.choices import (
+    ABSOLUTE_ERROR,
     ADAM,
+    ADAMW,
     BINARY_CROSS_ENTROPY,
+    CONSTANT,
+    COSINE,
     CROSS_ENTROPY,
+    ELU,
+    EXPONENTIAL,
+    EXPONENTIAL_DECAY,
+    GELU,
+    HUBER,
+    INVERSE_SCALING,
+    IRPROP,
+    KEEP_GRADIENT,
     LEAK,
     LEAKY_RELU,
     MOMENTUM_SGD,
+    OF_LOGITS,
     PLAIN_SGD,
+    POISSON,
+    REDUCE_ON_PLATEAU,
     RELU,
+    RMSPROP,
     SIGMOID,
+    SILU,
     SOFTMAX,
+    SOFTPLUS,
     TANH,
     TINY_FLOAT32,
     TINY_FLOAT64,
 )
+from fastbp.workspace import (
+    BATCH_WEIGHT,
+    BEST,
+    BEST_RATE,
+    EPOCH,
+    ERROR,
+    FACTOR,
+    LOSS,
+    MISFIT,
+    POWER1,
+    POWER2,
+    ROW,
+    STALE,
+    STALE_RATE,
+    VALIDATION_LOSS,
+    VALIDATION_MISFIT,
+    WEIGHT,
+)
 
 Array = NDArray[Any]
-FINISHED, DIVERGED = range(2)
+FINISHED, DIVERGED, STOPPED = range(3)
 PANELS = False  # `run` takes the rows themselves
 
 
@@ -54,11 +91,22 @@ def activation(kind: int, z: Array) -> Array:
         return np.where(z < 0, z.dtype.type(0), z)
     if kind == LEAKY_RELU:
         return np.where(z < 0, LEAK * z, z)
+    if kind == ELU:
+        return np.where(z < 0, np.expm1(np.minimum(z, 0)), z)
+    if kind == GELU:
+        return z * normal(z)
+    if kind == SILU:
+        return z * activation(SIGMOID, z)
+    if kind == SOFTPLUS:
+        return softplus(z)
+    if kind == EXPONENTIAL:
+        return np.exp(z)
     return z
 
 
-def times_slope(kind: int, delta: Array, a: Array) -> Array:
-    """delta * f'(z), the slope written with a = f(z)."""
+def times_slope(kind: int, delta: Array, kept: Array) -> Array:
+    """delta * f'(z), the slope written with a = f(z), or for gelu and silu with z."""
+    a = z = kept
     if kind == SIGMOID:
         return delta * (a * (1 - a))
     if kind == TANH:
@@ -67,7 +115,34 @@ def times_slope(kind: int, delta: Array, a: Array) -> Array:
         return np.where(a > 0, delta, 0 * a)
     if kind == LEAKY_RELU:
         return np.where(a > 0, delta, LEAK * delta)
+    if kind == ELU:
+        return np.where(a > 0, delta, delta * (1 + a))
+    if kind == GELU:
+        return delta * (normal(z) + z * np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi))
+    if kind == SILU:
+        s = activation(SIGMOID, z)
+        return delta * (s * (1 + z * (1 - s)))
+    if kind == SOFTPLUS:
+        return delta * -np.expm1(-a)
+    if kind == EXPONENTIAL:
+        return delta * a
     return delta
+
+
+def normal(z: Array) -> Array:
+    """Phi(z) = (1 + erf(z / sqrt 2)) / 2, the distribution function of the normal distribution."""
+    erf = np.array([math.erf(x / math.sqrt(2)) for x in z.ravel().tolist()], z.dtype)  # NumPy has none
+    return 0.5 + 0.5 * erf.reshape(z.shape)
+
+
+def softplus(z: Array) -> Array:
+    """log(1 + exp(z)), without overflow."""
+    return np.where(z < 0, z.dtype.type(0), z) + np.log1p(np.exp(-np.abs(z)))
+
+
+def of_logits(kind: int) -> bool:
+    """Whether the slope is written with z."""
+    return kind in OF_LOGITS
 
 
 def tiny_of(x: Array) -> float:
@@ -80,13 +155,58 @@ def flush(x: Array) -> Array:
     return np.where(np.abs(x) < tiny_of(x), x.dtype.type(0), x)
 
 
+def random_stream(seed: int, epoch: int, layer: int) -> Array:
+    """Key of the random numbers for the dropout of a layer, counted from 1, in an epoch; 0 is for its order of rows."""
+    return random_bits(random_bits(np.array([seed], np.uint64)) + np.uint64(epoch) + np.uint64(layer << 32))
+
+
+def uniform(dtype: Any, counter: Array) -> Array:
+    """Random numbers in [0, 1) from the bits of each counter, as many as the mantissa holds."""
+    mantissa = np.finfo(dtype).nmant
+    return (random_bits(counter) >> np.uint64(64 - mantissa)).astype(dtype) * dtype.type(2.0**-mantissa)
+
+
+def dropout(rate: Any, key: Array, n: int, first: int, a: Array) -> Array:
+    """0 with probability rate, else a / (1 - rate), for the samples from `first` on of an epoch of n rows."""
+    samples, units = np.indices(a.shape).astype(np.uint64)
+    random = uniform(a.dtype, key + units * np.uint64(n) + np.uint64(first) + samples)
+    return np.where(random < rate, a.dtype.type(0), a.dtype.type(1 / (1 - float(rate))) * a)
+
+
 # --- losses: prediction, delta and loss of each sample ---------------------------------------------------------------
 
 
-def squared_error(kind: int, z: Array, y: Array) -> tuple[Array, Array, Array]:
-    """loss = 1/2 sum_o (p_o - y_o)^2, delta_o = (p_o - y_o) f'(z_o), p = f(z)."""
+def loss_of(loss: int, residual: Array, d: float) -> Array:
+    """Loss of a residual r = p - y: r^2 / 2, |r|, or Huber's of both, which meet at |r| = d."""
+    size, square = np.abs(residual), 0.5 * residual**2
+    if loss == ABSOLUTE_ERROR:
+        return size
+    if loss == HUBER:
+        return np.where(size < d, square, d * (size - 0.5 * d))
+    return square
+
+
+def loss_slope(loss: int, residual: Array, d: float) -> Array:
+    """Derivative of `loss_of` by r: r, its sign, or r cut off at -d and d."""
+    if loss == ABSOLUTE_ERROR:
+        return np.sign(residual)
+    if loss == HUBER:
+        return np.clip(residual, -d, d)
+    return residual
+
+
+def regression(loss: int, d: float, kind: int, z: Array, y: Array) -> tuple[Array, Array, Array]:
+    """loss = sum_o loss_of(p_o - y_o), delta_o = loss_slope(p_o - y_o) f'(z_o), p = f(z)."""
     p = activation(kind, z)
-    return p, times_slope(kind, p - y, p), 0.5 * ((p - y) ** 2).sum(axis=1)
+    delta = times_slope(kind, loss_slope(loss, p - y, d), z if of_logits(kind) else p)
+    return p, delta, loss_of(loss, p - y, d).sum(axis=1)
+
+
+def poisson(z: Array, y: Array) -> tuple[Array, Array, Array]:
+    """loss = sum_o p_o - y_o + y_o (log y_o - z_o), delta_o = p_o - y_o, p = exp(z)."""
+    p = np.exp(z)
+    logarithm = np.log(y, out=np.zeros_like(y), where=y > tiny_of(y))  # 0 log 0 counts as 0
+    return p, p - y, (p - y + np.where(y > tiny_of(y), y * (logarithm - z), 0)).sum(axis=1)
 
 
 def binary_cross_entropy(z: Array, y: Array) -> tuple[Array, Array, Array]:
@@ -110,13 +230,24 @@ def cross_entropy(z: Array, y: Array) -> tuple[Array, Array, Array]:
     return p, p - y, loss
 
 
-def output(loss: int, kind: int, z: Array, y: Array) -> tuple[Array, Array, Array]:
+def output(loss: int, d: float, kind: int, z: Array, y: Array) -> tuple[Array, Array, Array]:
     """Prediction (B, O), delta (B, O) and loss (B,) from the logits z (B, O)."""
     if loss == CROSS_ENTROPY:
         return cross_entropy(z, y)
     if loss == BINARY_CROSS_ENTROPY:
         return binary_cross_entropy(z, y)
-    return squared_error(kind, z, y)
+    if loss == POISSON:
+        return poisson(z, y)
+    return regression(loss, d, kind, z, y)
+
+
+def misfit(loss: int, p: Array, y: Array, spread: Array) -> Array:
+    """What of each sample is not predicted: a wrong class, any wrong binary output, or squares of the residuals."""
+    if loss == CROSS_ENTROPY:
+        return np.take_along_axis(y, p.argmax(axis=1)[:, None], axis=1)[:, 0] < y.max(axis=1)
+    if loss == BINARY_CROSS_ENTROPY:
+        return ((p > 0.5) != (y > 0.5)).any(axis=1)
+    return (spread * (p - y) ** 2).sum(axis=1)
 
 
 # --- gradients ------------------------------------------------------------------------------------------------------
@@ -145,17 +276,30 @@ def layers_of(plan: Any, flat: Array) -> list[tuple[Array, Array]]:
     return layers
 
 
-def forward(plan: Any, params: Array, x: Array) -> list[Array]:
-    """X and a_l = f_l(a_{l-1} W_l + b_l) for every layer; the last is left as logits."""
-    activations = [x]
+def forward(
+    plan: Any, params: Array, rates: Array, x: Array, epoch: int, first: int
+) -> tuple[list[Array], list[Array]]:
+    """X and a_l = f_l(a_{l-1} W_l + b_l) for every layer; the last is left as logits. And what slopes are written with.
+
+    rates (layers,) of dropout; the samples are those from `first` on.
+    """
+    activations, kept = [x], [x]
     layers = layers_of(plan, params)
     for layer, (w, b) in enumerate(layers):
-        z = product(w, activations[-1], b if b.size else 0)
-        activations.append(activation(plan.kinds[layer], z) if layer + 1 < len(layers) else z)
-    return activations
+        a = z = product(w, activations[-1], b if b.size else 0)
+        if layer + 1 < len(layers):
+            a = activation(plan.kinds[layer], z)
+        kept.append(z if of_logits(plan.kinds[layer]) else a)
+        if layer + 1 < len(layers) and rates[layer] > 0:
+            a = dropout(rates[layer], random_stream(plan.seed, epoch, layer + 1), plan.rows, first, a)
+        activations.append(a)
+    return activations, kept
 
 
-def backward(plan: Any, params: Array, activations: list[Array], delta: Array, gradient: Array) -> None:
+def backward(
+    plan: Any, params: Array, activations: list[Array], kept: list[Array], delta: Array, gradient: Array, epoch: int,
+    first: int,
+) -> None:  # fmt: skip
     """Gradients of every layer, given the deltas of the last;  adds to gradient (P,)."""
     layers, gradients = layers_of(plan, params), layers_of(plan, gradient)
     for layer in range(len(layers) - 1, -1, -1):
@@ -165,7 +309,10 @@ def backward(plan: Any, params: Array, activations: list[Array], delta: Array, g
             b_gradient += bias_gradient(delta)
         if layer > 0:
             below = product(layers[layer][0].T, delta)
-            delta = flush(times_slope(plan.kinds[layer - 1], below, activations[layer]))
+            delta = flush(times_slope(plan.kinds[layer - 1], below, kept[layer]))
+            if plan.dropout[layer - 1] > 0:
+                key = random_stream(plan.seed, epoch, layer)
+                delta = dropout(plan.dropout[layer - 1], key, plan.rows, first, delta)
 
 
 # --- optimisers -----------------------------------------------------------------------------------------------------
@@ -177,37 +324,142 @@ def plain_sgd(w: Array, g: Array, rate: Any) -> None:
 
 
 def momentum_sgd(w: Array, g: Array, velocity: Array, rate: Any, momentum: Any, nesterov: bool) -> None:
-    """Velocity = momentum velocity + g; w -= rate velocity, or rate (g + momentum velocity) with Nesterov."""
-    velocity[:] = flush(momentum * velocity + g)
-    w -= rate * (g + momentum * velocity if nesterov else velocity)
+    """Velocity = momentum velocity + rate g; w -= velocity, or rate g + momentum velocity with Nesterov."""
+    velocity[:] = flush(momentum * velocity + rate * g)
+    w -= rate * g + momentum * velocity if nesterov else velocity
 
 
-def adam(
-    w: Array, g: Array, first: Array, second: Array, rate: Any, beta1: Any, beta2: Any, epsilon: Any,
-    correction1: Any, correction2: Any,
-) -> None:  # fmt: skip
-    """W -= rate (first / correction1) / (sqrt(second / correction2) + epsilon), correction = 1 - beta^t."""
+def adam(w: Array, g: Array, first: Array, second: Array, rate: Any, beta1: Any, beta2: Any, epsilon: Any) -> None:
+    """W -= rate first / (sqrt(second) + epsilon), with rate and epsilon as `step` corrects them."""
     first[:] = flush(beta1 * first + (1 - beta1) * g)
     g = np.where(np.abs(g) < np.sqrt(tiny_of(g)), g.dtype.type(0), g)  # its square would be subnormal
     second[:] = flush(beta2 * second + (1 - beta2) * g**2)
-    w -= rate * (first / correction1) / (np.sqrt(second / correction2) + epsilon)
+    w -= rate * first / (np.sqrt(second) + epsilon)
 
 
-def step(plan: Any, memory: Any, scale: float) -> None:
+def rmsprop(w: Array, g: Array, second: Array, rate: Any, decay: Any, epsilon: Any) -> None:
+    """Second = decay second + (1 - decay) g^2; w -= rate g / (sqrt(second) + epsilon)."""
+    small = np.where(np.abs(g) < np.sqrt(tiny_of(g)), g.dtype.type(0), g)  # its square would be subnormal
+    second[:] = flush(decay * second + (1 - decay) * small**2)
+    w -= rate * g / (np.sqrt(second) + epsilon)
+
+
+def irprop(
+    w: Array, g: Array, last: Array, steps: Array, increase: Any, decrease: Any, smallest: Any, largest: Any
+) -> None:
+    """W -= sign(g) step, where the step has grown if g kept its sign, and shrunk if not, and then g counts as 0."""
+    agreement = np.sign(g) * np.sign(last)
+    grown, shrunk = np.minimum(steps * increase, largest), np.maximum(steps * decrease, smallest)
+    steps[:] = np.where(agreement > 0, grown, np.where(agreement < 0, shrunk, steps))
+    last[:] = np.where(agreement < 0, g.dtype.type(0), g)
+    w -= np.sign(last) * steps
+
+
+def sum_of_squares(x: Array) -> float:
+    """Sum of x^2."""
+    return float((x.astype(np.float64) ** 2).sum())
+
+
+def penalty(plan: Any, w: Array, g: Array) -> float:
+    """G += l2 w for the weights, not for the biases;  returns l2 / 2 sum w^2."""
+    total = 0.0
+    for (weights, _), (gradient, _) in zip(layers_of(plan, w), layers_of(plan, g), strict=True):
+        gradient += w.dtype.type(plan.l2) * weights
+        total += sum_of_squares(weights)
+    return 0.5 * plan.l2 * total
+
+
+def decay(plan: Any, w: Array, share: Any) -> None:
+    """W -= share w for the weights, not for the biases."""
+    for weights, _ in layers_of(plan, w):
+        weights -= share * weights
+
+
+def step(plan: Any, memory: Any, scale: float, rate: Any) -> None:
     """Update the weights with the gradient of a batch, times scale, and clear it."""
     cast = memory.params.dtype.type
-    w, g, settings = memory.params, cast(scale) * memory.gradient[: plan.parameters], plan.settings
+    w, g, settings, totals = memory.params, memory.gradient[: plan.parameters], plan.settings, memory.totals
+    if plan.l2 > 0:
+        totals[LOSS] += penalty(plan, w, g)
+    if plan.clip_norm > 0:
+        norm = scale * np.sqrt(sum_of_squares(g))
+        scale *= plan.clip_norm / norm if norm > plan.clip_norm else 1
+    g = cast(scale) * g
     if plan.optimizer == PLAIN_SGD:
-        plain_sgd(w, g, settings[0])
+        plain_sgd(w, g, rate)
     elif plan.optimizer == MOMENTUM_SGD:
-        momentum_sgd(w, g, memory.first, settings[0], settings[1], bool(settings[2]))
-    elif plan.optimizer == ADAM:
-        memory.totals[2:] *= settings[1:3]
-        correction1, correction2 = cast(1 - memory.totals[2]), cast(1 - memory.totals[3])
-        rate, beta1, beta2, epsilon = settings
-        adam(w, g, memory.first, memory.second, rate, beta1, beta2, epsilon, correction1, correction2)
-    if plan.optimizer in (PLAIN_SGD, MOMENTUM_SGD, ADAM):
+        momentum_sgd(w, g, memory.first, rate, settings[1], bool(settings[2]))
+    elif plan.optimizer in (ADAM, ADAMW):
+        beta1, beta2, epsilon, last = settings[1:5]
+        totals[POWER1] *= beta1
+        totals[POWER2] *= beta2
+        root = np.sqrt(1 - totals[POWER2])
+        corrected_rate, corrected_epsilon = cast(rate * root / (1 - totals[POWER1])), cast(epsilon * root)
+        if plan.optimizer == ADAMW:
+            decay(plan, w, rate * last)
+        elif last:
+            corrected_epsilon = epsilon
+        adam(w, g, memory.first, memory.second, corrected_rate, beta1, beta2, corrected_epsilon)
+    elif plan.optimizer == RMSPROP:
+        rmsprop(w, g, memory.second, rate, *settings[1:3])
+    elif plan.optimizer == IRPROP:
+        irprop(w, memory.gradient[: plan.parameters], memory.first, memory.second, *settings[1:5])  # as summed
+    if plan.optimizer != KEEP_GRADIENT:
         memory.gradient[:] = 0
+
+
+# --- learning-rate schedules ----------------------------------------------------------------------------------------
+
+
+def rate_factor(schedule: int, settings: Array, epoch: int, reached: float) -> float:
+    """Factor of the learning rate in an epoch, counted from 0; `reached` is that of REDUCE_ON_PLATEAU."""
+    if schedule == EXPONENTIAL_DECAY:
+        return float(settings[0] ** epoch)
+    if schedule == INVERSE_SCALING:
+        exponent, pace = settings[:2]
+        return float((1 + pace * epoch) ** -exponent)
+    if schedule == COSINE:
+        epochs, warmup, minimum = settings[:3]
+        if epoch < warmup:
+            return float((epoch + 1) / (warmup + 1))
+        share = min(1, (epoch - warmup) / (epochs - warmup))
+        return float(minimum + (1 - minimum) * 0.5 * (1 + math.cos(math.pi * share)))
+    if schedule == REDUCE_ON_PLATEAU:
+        return reached
+    return 1.0
+
+
+def rate_of(plan: Any, memory: Any) -> Any:
+    """Learning rate of the epoch, in the working precision."""
+    epoch, reached = int(memory.position[EPOCH]), memory.totals[FACTOR]
+    factor = rate_factor(plan.schedule, plan.schedule_settings, epoch, reached)
+    return plan.settings.dtype.type(factor * plan.settings[0])
+
+
+def judge(plan: Any, memory: Any, epoch: int) -> int:
+    """Early stopping and REDUCE_ON_PLATEAU at the end of an epoch;  writes best, position and totals.
+
+    Returns STOPPED if more than `patience` epochs in a row were not better than the best before, else FINISHED.
+    """
+    position, totals = memory.position, memory.totals
+    watched = {VALIDATION_LOSS: memory.validation_loss, VALIDATION_MISFIT: memory.validation_misfit}
+    figure = watched.get(plan.watched, memory.loss)[epoch]
+    position[STALE] = 0 if figure < totals[BEST] - plan.min_delta else position[STALE] + 1
+    if figure < totals[BEST]:
+        totals[BEST] = figure
+        if plan.keep_best:
+            memory.best[:] = memory.params
+    stop = 0 <= plan.patience < position[STALE]
+    if plan.schedule == REDUCE_ON_PLATEAU:
+        factor, patience, min_delta, minimum, stop_there = plan.schedule_settings
+        position[STALE_RATE] = 0 if figure < totals[BEST_RATE] - min_delta else position[STALE_RATE] + 1
+        if figure < totals[BEST_RATE]:
+            totals[BEST_RATE] = figure
+        if position[STALE_RATE] > patience:
+            position[STALE_RATE] = 0
+            stop = stop or bool(stop_there and totals[FACTOR] <= minimum)
+            totals[FACTOR] *= factor if totals[FACTOR] > minimum else 1
+    return STOPPED if stop else FINISHED
 
 
 # --- the loop -------------------------------------------------------------------------------------------------------
@@ -223,9 +475,9 @@ def random_bits(counter: Array) -> Array:
 
 def shuffle(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order of the rows in an epoch: Fisher and Yates, from n - 1 down."""
-    key = random_bits(random_bits(np.array([seed], np.uint64)) + np.uint64(epoch))
-    uniform = (random_bits(key + np.arange(n, dtype=np.uint64)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    other = (uniform * np.arange(1, n + 1)).astype(np.int64)
+    key = random_stream(seed, epoch, 0)
+    random = (random_bits(key + np.arange(n, dtype=np.uint64)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    other = (random * np.arange(1, n + 1)).astype(np.int64)
     order = list(range(n))
     for i in range(n - 1, 0, -1):
         j = int(other[i])
@@ -238,44 +490,93 @@ def finite(w: Array) -> bool:
     return bool(np.isfinite(w).all())
 
 
-def run(plan: Any, memory: Any, data: Array, blocks: int) -> int:
-    """Train for this many blocks, from memory.position on;  returns FINISHED, or DIVERGED at the end of an epoch.
-
-    data (n, F): x, y and the weight of each row.
-    """
+def train_block(plan: Any, memory: Any, data: Array, epoch: int, row: int, rate: Any) -> int:
+    """Forward and backward pass of the next rows of a batch, and the update after its last;  returns their number."""
     I, O = plan.sizes[0], plan.sizes[-1]
-    rows = data.reshape(plan.rows, I + O + 1)
+    totals = memory.totals
+    begin = row // plan.batch_size * plan.batch_size  # of the batch
+    end = min(begin + plan.batch_size, plan.rows)
+    last = min(row + plan.block * plan.width, end)
+    if plan.shuffled and row == 0:
+        memory.order[:] = shuffle(plan.rows, plan.seed, epoch)
+    block = data[memory.order[row:last]] if plan.shuffled else data[row:last]
+    x, y, weight = block[:, :I], block[:, I : I + O], block[:, I + O :]
+    activations, kept = forward(plan, memory.params, plan.dropout, x, epoch, row)
+    p, delta, loss = output(plan.loss, plan.huber_delta, plan.kinds[-1], activations[-1], y)
+    backward(plan, memory.params, activations, kept, flush(delta * weight), memory.gradient, epoch, row)
+    totals[LOSS] += (loss * weight[:, 0]).sum(dtype=np.float64)
+    totals[ERROR] += np.abs((p - y) * weight).sum(dtype=np.float64)
+    if plan.weighted:
+        totals[BATCH_WEIGHT] += weight.sum(dtype=np.float64)
+    if last == end:
+        total = totals[BATCH_WEIGHT] if plan.weighted else end - begin
+        if total > 0:  # a batch without weight is as if it were not there
+            step(plan, memory, 1 / total if plan.mean else 1.0, rate)
+        totals[WEIGHT] += total
+        totals[BATCH_WEIGHT] = 0
+    return last - row
+
+
+def validate_block(plan: Any, memory: Any, validation: Array, row: int) -> int:
+    """Loss, error and misfit of the next rows for validation;  adds to totals, returns their number."""
+    I, O = plan.sizes[0], plan.sizes[-1]
+    block = validation[row : row + plan.block * plan.width]
+    x, y, weight = block[:, :I], block[:, I : I + O], block[:, I + O :]
+    activations, _ = forward(plan, memory.params, np.zeros(plan.layers), x, 0, 0)
+    p, _, loss = output(plan.loss, plan.huber_delta, plan.kinds[-1], activations[-1], y)
+    memory.totals[LOSS] += (loss * weight[:, 0]).sum(dtype=np.float64)
+    memory.totals[ERROR] += np.abs((p - y) * weight).sum(dtype=np.float64)
+    memory.totals[MISFIT] += (misfit(plan.loss, p, y, plan.spread) * weight[:, 0]).sum(dtype=np.float64)
+    memory.totals[WEIGHT] += weight.sum(dtype=np.float64)
+    return len(block)
+
+
+def run(plan: Any, memory: Any, data: Array, validation: Array, blocks: int) -> int:
+    """Train for this many blocks, from memory.position on, in each epoch first the batches, then the validation.
+
+    data (n, F), validation (rows, F): x, y and the weight of each row.  Returns as the kernel.
+    """
+    n, rows, O = plan.rows, plan.rows + plan.validation_rows, plan.sizes[-1]
+    data = data.reshape(n, -1)
+    validation = validation.reshape(plan.validation_rows, data.shape[1])
     position, totals = memory.position, memory.totals
     with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
+        rate = rate_of(plan, memory)
         for _ in range(blocks):
-            epoch, row = int(position[0]), int(position[1])
-            begin = row // plan.batch_size * plan.batch_size  # of the batch
-            end = min(begin + plan.batch_size, plan.rows)
-            last = min(row + plan.block * plan.width, end)
-            if plan.shuffled and row == 0:
-                memory.order[:] = shuffle(plan.rows, plan.seed, epoch)
-            block = rows[memory.order[row:last]] if plan.shuffled else rows[row:last]
-            x, y, weight = block[:, :I], block[:, I : I + O], block[:, I + O :]
-            activations = forward(plan, memory.params, x)
-            p, delta, loss = output(plan.loss, plan.kinds[-1], activations[-1], y)
-            backward(plan, memory.params, activations, flush(delta * weight), memory.gradient)
-            totals[0] += (loss * weight[:, 0]).sum(dtype=np.float64)
-            totals[1] += np.abs((p - y) * weight).sum(dtype=np.float64)
-            if last == end:
-                step(plan, memory, 1 / (end - begin) if plan.mean else 1.0)
-            position[1] = last
-            if last == plan.rows:
-                memory.loss[epoch], memory.error[epoch] = totals[0] / plan.rows, totals[1] / (plan.rows * O)
-                healthy = np.isfinite(totals[0]) and finite(memory.params)
-                position[:], totals[:2] = (epoch + 1, 0, 0), 0
-                if not healthy:
-                    return DIVERGED
+            epoch, row = int(position[EPOCH]), int(position[ROW])
+            status = FINISHED
+            if row < n:
+                row += train_block(plan, memory, data, epoch, row, rate)
+                if row == n:
+                    weight = totals[WEIGHT]
+                    memory.loss[epoch], memory.error[epoch] = totals[LOSS] / weight, totals[ERROR] / (weight * O)
+                    if not (np.isfinite(totals[LOSS]) and finite(memory.params)):
+                        status = DIVERGED
+                    totals[LOSS] = totals[ERROR] = totals[WEIGHT] = 0
+            else:
+                row += validate_block(plan, memory, validation, row - n)
+                if row == rows:
+                    weight = totals[WEIGHT]
+                    memory.validation_loss[epoch] = totals[LOSS] / weight
+                    memory.validation_error[epoch] = totals[ERROR] / (weight * O)
+                    memory.validation_misfit[epoch] = totals[MISFIT] / weight
+                    totals[LOSS] = totals[ERROR] = totals[MISFIT] = totals[WEIGHT] = 0
+            if row == rows or status == DIVERGED:
+                if status == FINISHED and (plan.patience >= 0 or plan.schedule != CONSTANT):
+                    status = judge(plan, memory, epoch)
+                position[EPOCH], row = epoch + 1, 0
+                if plan.schedule != CONSTANT:
+                    rate = rate_of(plan, memory)
+            position[ROW] = row
+            if status != FINISHED:
+                return status
     return FINISHED
 
 
 def predict(plan: Any, params: Array, data: Array, order: NDArray[np.int64], *memory: Array) -> int:
     """Predictions for the data (n, I) in the given order (n,);  writes the last array, predictions (n, O)."""
     *_, predictions = memory
-    z, kind = forward(plan, params, data[order])[-1], plan.kinds[-1]
+    activations, _ = forward(plan, params, np.zeros(plan.layers), data[order], 0, 0)
+    z, kind = activations[-1], plan.kinds[-1]
     predictions[:] = softmax(z) if kind == SOFTMAX else activation(kind, z)
     return FINISHED

@@ -1,51 +1,197 @@
-"""`train()`: check, allocate once, run the kernel in chunks, report."""
+"""`train()` and `resume()`: check, allocate once, run the kernel in chunks, report."""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import sys
 import time
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastbp import checks
-from fastbp.choices import BACKENDS, LOSSES, REDUCTIONS, SGD, Adam
+from fastbp import checkpoint, checks, choices
+from fastbp.choices import BACKENDS, CLASSIFYING, LOSSES, REDUCTIONS, IRprop, Optimizer, Schedule
 from fastbp.network import Network, engine
-from fastbp.workspace import Memory, Plan, make_memory, make_plan, panels_of, rows_of
+from fastbp.progress import Progress
+from fastbp.workspace import (
+    BATCH_WEIGHT,
+    EPOCH,
+    ERROR,
+    FACTOR,
+    LOSS,
+    MISFIT,
+    PANEL,
+    POWER1,
+    POWER2,
+    ROW,
+    STALE,
+    TRAINING_LOSS,
+    VALIDATION_LOSS,
+    VALIDATION_MISFIT,
+    WEIGHT,
+    Memory,
+    Plan,
+    make_memory,
+    make_plan,
+    panels_of,
+    rows_of,
+)
 
 Array = NDArray[Any]
 
 CHUNK_SECONDS = 0.02  # how long Ctrl-C may have to wait
+WATCHES = ("loss", "score")
+HISTORY = ("loss", "error", "validation_loss", "validation_error", "validation_misfit")
+STATE = ("first", "second", "best", "position", "totals")  # of a Memory, beside the parameters
+
+_log = logging.getLogger("fastbp")
+_log.addHandler(logging.NullHandler())
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """What `train` was told about the training, checked, without the data."""
+
+    optimizer: Optimizer
+    schedule: Schedule
+    batch_size: int | None
+    shuffle: bool
+    mean: bool
+    l2: float
+    dropout: tuple[float, ...]
+    clip_norm: float
+    class_weight: str | dict[int, float] | None
+    validation: float | None
+    patience: int | None
+    min_delta: float
+    watch: str
+    seed: int
+    backend: str
+
+
+class State(NamedTuple):
+    """What `resume` goes on from: the settings, and copies of the memory at the end of the last epoch."""
+
+    settings: Settings
+    params: Array
+    arrays: dict[str, Array]  # by the names of STATE and HISTORY
 
 
 class TrainResult(NamedTuple):
-    """What `train` returns.
+    """What `train` and `resume` return.
 
     Attributes
     ----------
     network : Network
         The trained network.
     loss : ndarray of shape (epochs,)
-        Mean loss of a row in each epoch, each batch before its update; float64.
+        Mean loss of a row in each epoch, each batch before its update, and with the penalty of `l2`; float64.
     error : ndarray of shape (epochs,)
         Mean absolute difference between target and prediction, measured likewise; float64.
+    validation_loss, validation_error : ndarray of shape (epochs,) or None
+        The same of the rows for validation after each epoch, without penalty.
+    validation_score : ndarray of shape (epochs,) or None
+        Their share that is predicted right, all outputs of a row; for numbers R^2, the mean over the outputs.
+    best_epoch : int or None
+        Epoch, counted from 1, in which the validation was best; with `patience` the network has its weights.
+    stopped : {"epochs", "patience", "plateau", "time", "callback"}
+        Why training ended: all epochs were done, `patience` was over, the schedule was at its minimum, the time limit
+        was reached, or the callback returned True.
     seed : int
-        What seeded weights and orders; the same seed repeats the run bit by bit.
+        What seeded weights, orders and dropout; the same seed repeats the run bit by bit.
     seconds : float
         Time of the training itself.
     compile_seconds : float
         Time to import Numba and to compile the kernels or load them from disk; almost nothing after the first call of
         a process.
+    state : State
+        What `resume` goes on from.
     """
 
     network: Network
     loss: NDArray[np.float64]
     error: NDArray[np.float64]
+    validation_loss: NDArray[np.float64] | None
+    validation_error: NDArray[np.float64] | None
+    validation_score: NDArray[np.float64] | None
+    best_epoch: int | None
+    stopped: str
     seed: int
     seconds: float
     compile_seconds: float
+    state: State
+
+    def save(self, path: checkpoint.Path) -> None:
+        """Save network, settings and the state of the optimiser to a file from which `resume` goes on.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            Exactly the name of the file; written as `Network.save` writes.
+
+        Raises
+        ------
+        DataError
+            If a parameter of the network is not finite.
+        OSError
+            If the file cannot be written; the old one is untouched then.
+        ParameterError
+            If `path` contains the character NUL.
+        ParameterTypeError
+            If `path` is not a str or os.PathLike.
+
+        Examples
+        --------
+        >>> X, y = [[0.0], [1.0]], [1.0, 0.0]
+        >>> train(X, y, epochs=5, seed=0).save("training.npz")
+        >>> bool((resume("training.npz", X, y, epochs=5).loss == train(X, y, epochs=10, seed=0).loss).all())
+        True
+        """
+        checks.parameters(self.network.params, self.network.sizes, self.network.bias)
+        network, arrays = self.network._to_file()
+        settings = dataclasses.asdict(self.state.settings)
+        for name in ("optimizer", "schedule"):
+            settings[name] = {"class": type(getattr(self.state.settings, name)).__name__, **settings[name]}
+        if isinstance(settings["class_weight"], dict):
+            settings["class_weight"] = list(settings["class_weight"].items())  # JSON would make its keys strings
+        metadata = {"kind": "training", "network": network, "settings": settings}
+        checkpoint.write(path, metadata, {**arrays, "last": self.state.params, **self.state.arrays})
+
+
+class EpochState(NamedTuple):
+    """What a callback is shown. Nothing of it can be written to.
+
+    Attributes
+    ----------
+    epoch : int
+        Epochs done.
+    network : Network
+        The network as it is now.
+    loss, error : ndarray of shape (epoch,)
+        As in `TrainResult`.
+    validation_loss, validation_error : ndarray of shape (epoch,) or None
+        As in `TrainResult`.
+    """
+
+    epoch: int
+    network: Network
+    loss: NDArray[np.float64]
+    error: NDArray[np.float64]
+    validation_loss: NDArray[np.float64] | None
+    validation_error: NDArray[np.float64] | None
+
+
+class Attendance(NamedTuple):
+    """What Python does between the chunks of a run."""
+
+    callback: Callable[[EpochState], object] | None
+    callback_every: int
+    progress: bool
+    time_limit: float | None
 
 
 def train(
@@ -57,14 +203,29 @@ def train(
     activation: Any = "relu",
     output: str | None = None,
     loss: str = "squared_error",
+    huber_delta: float = 1.0,
     bias: bool = True,
     init: str = "glorot_uniform",
-    optimizer: str | SGD | Adam = "adam",
+    optimizer: str | Optimizer = "adam",
     learning_rate: float | None = None,
+    schedule: str | Schedule = "constant",
     epochs: int = 200,
     batch_size: int | None = 32,
     shuffle: bool = True,
     reduction: str = "mean",
+    l2: float = 0.0,
+    dropout: Any = 0.0,
+    clip_norm: float | None = None,
+    sample_weight: ArrayLike | None = None,
+    class_weight: str | dict[int, float] | None = None,
+    validation: Any = None,
+    patience: int | None = None,
+    min_delta: float = 0.0,
+    watch: str = "loss",
+    time_limit: float | None = None,
+    callback: Callable[[EpochState], object] | None = None,
+    callback_every: int = 1,
+    progress: bool = False,
     seed: int | None = None,
     dtype: Any = None,
     backend: str = "numba",
@@ -76,26 +237,33 @@ def train(
     X : array_like of shape (n, inputs)
         One sample a row; finite numbers. Never written to.
     y : array_like of shape (n,) or (n, outputs)
-        Targets: numbers for "squared_error", 0 and 1 for "binary_cross_entropy", for "cross_entropy" class numbers
-        0, 1, ... of shape (n,) or a row of probabilities for each sample. Never written to.
+        Targets: numbers, for "poisson" none below 0, for "binary_cross_entropy" 0 and 1, for "cross_entropy" class
+        numbers 0, 1, ... of shape (n,) or a row of probabilities for each sample. Never written to.
     hidden : int or sequence of int, default ()
         Units of the hidden layers; () is a linear model.
     network : Network, optional
         Train this one, in place, instead of a new one; it brings all that describes a network with it.
     activation : str or sequence of str, default "relu"
-        "identity", "sigmoid", "tanh", "relu" or "leaky_relu": one for all hidden layers, or one for each.
+        "identity", "sigmoid", "tanh", "relu", "leaky_relu", "elu", "gelu", "silu", "softplus" or "exponential": one
+        for all hidden layers, or one for each.
     output : str, optional
-        Activation of the last layer; by default the natural partner of the loss: "identity", "sigmoid", "softmax".
-    loss : {"squared_error", "binary_cross_entropy", "cross_entropy"}
-        Squared error is 1/2 sum over outputs of (prediction - y)^2.
+        Activation of the last layer; by default the natural partner of the loss: "sigmoid" of "binary_cross_entropy",
+        "softmax" of "cross_entropy", "exponential" of "poisson", else "identity".
+    loss : {"squared_error", "binary_cross_entropy", "cross_entropy", "absolute_error", "huber", "poisson"}
+        Of a row, summed over the outputs. Squared error is 1/2 (prediction - y)^2; "poisson" is half the deviance, and
+        the logit the logarithm of the rate. `choices.LOSSES` has all formulas.
+    huber_delta : float, default 1.0
+        Size of a residual above which "huber" is no longer quadratic; above 0.
     bias : bool, default True
         Whether layers have biases.
-    init : {"glorot_uniform", "uniform", "zeros"}
+    init : {"glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "uniform", "zeros"}
         How weights are drawn; biases begin at zero.
-    optimizer : {"adam", "sgd"} or Adam or SGD, default "adam"
-        A name, or settings such as ``SGD(momentum=0.9)``.
+    optimizer : {"adam", "sgd", "adamw", "rmsprop", "irprop"} or settings, default "adam"
+        A name, or settings such as ``SGD(momentum=0.9)``. "irprop" needs ``batch_size=None``.
     learning_rate : float, optional
         In place of the optimiser's own; above 0.
+    schedule : {"constant", "exponential", "inverse_scaling", "cosine", "reduce_on_plateau"} or settings
+        How the learning rate goes on, by a name or by settings such as ``CosineDecay(warmup=5)``.
     epochs : int, default 200
         Passes over the data, >= 0.
     batch_size : int or None, default 32
@@ -103,9 +271,42 @@ def train(
     shuffle : bool, default True
         Whether each epoch visits the rows in a new order. A full batch keeps the order of the rows.
     reduction : {"mean", "sum"}
-        Whether the gradient of a batch is divided by its rows.
+        Whether the gradient of a batch, penalty and all, is divided by the sum of the weights of its rows, which is
+        their number where rows have no weights.
+    l2 : float, default 0.0
+        Penalty: l2 / 2 times the sum of the squared weights, not biases, is added to the summed loss of each batch, as
+        scikit-learn's `alpha` is. PyTorch's `weight_decay` is ``l2 / batch_size``. At least 0.
+    dropout : float or sequence of float, default 0.0
+        Share of the units of the hidden layers that each row does without, in [0, 1): one for all layers, or one for
+        each.
+    clip_norm : float, optional
+        Gradients of a greater Euclidean norm are scaled down to this one; above 0.
+    sample_weight : array_like of shape (n,), optional
+        Weights of the rows, at least 0. The mean loss is the weighted one.
+    class_weight : {"balanced"} or dict of int to float, optional
+        Weights of the classes, times `sample_weight`; "balanced" gives all classes the same sum of weights, and a
+        class that a dict does not name has weight 1. For losses of classes, one of which each row has.
+    validation : float or tuple, optional
+        Share of the rows, in (0, 1), drawn by `seed` and left out of the training, or data ``(X, y)`` or
+        ``(X, y, sample_weight)``: loss, error and score of these rows are measured after each epoch.
+    patience : int, optional
+        Training stops after more than so many epochs in a row that were not better than the best before. Where there
+        is a validation, the network then has the weights of the best epoch, however training ended.
+    min_delta : float, default 0.0
+        By how much an epoch must be better; at least 0.
+    watch : {"loss", "score"}
+        What `patience` and "reduce_on_plateau" watch: the loss of the validation, or its score. Without validation it
+        is the loss of the training.
+    time_limit : float, optional
+        Seconds after which training stops, at the end of an epoch; above 0. Compiling does not count.
+    callback : callable, optional
+        Called as ``callback(state)`` with an `EpochState`; if it returns True, training stops.
+    callback_every : int, default 1
+        Epochs from one call to the next.
+    progress : bool, default False
+        Whether to show a bar on stderr: tqdm's where tqdm is installed, else a plain line.
     seed : int, optional
-        Seed of the weights and of the orders, 0 to 2^32 - 1; by default a fresh one.
+        Seed of the weights, the orders, the validation and dropout, 0 to 2^32 - 1; by default a fresh one.
     dtype : {"float32", "float64"}, optional
         Precision of the arithmetic; by default float32 if X is float32 or float16, else float64.
     backend : {"numba", "numpy"}
@@ -114,12 +315,12 @@ def train(
     Returns
     -------
     TrainResult
-        The network, the loss and the error of each epoch, the seed, and the seconds it took.
+        The network, the losses of each epoch, why it stopped, the seed, and the seconds it took.
 
     Raises
     ------
     ParameterError
-        If a setting is out of range, or describes a network that `network` already is.
+        If a setting is out of range, does not go with another, or describes a network that `network` already is.
     ParameterTypeError
         If an argument has the wrong type.
     DataError
@@ -139,6 +340,8 @@ def train(
     References
     ----------
     Rumelhart, Hinton and Williams, "Learning representations by back-propagating errors", Nature 323, 1986.
+    Srivastava et al., "Dropout", JMLR 15, 2014. Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent
+    neural networks", ICML 2013, for `clip_norm`. Prechelt, "Early stopping - but when?", 1998, for `patience`.
 
     Examples
     --------
@@ -147,82 +350,402 @@ def train(
     >>> result.network.predict(X).round().ravel() + 0.0
     array([0., 1., 1., 0.])
     """
-    began = time.perf_counter()
     backend = checks.choice("backend", backend, BACKENDS)
     loss = checks.choice("loss", loss, LOSSES)
     if network is not None:
         checks.instance("network", network, Network)
         checks.alone(
             hidden=(hidden, ()), activation=(activation, "relu"), output=(output, None), bias=(bias, True),
-            loss=(loss, "squared_error"), init=(init, "glorot_uniform"), dtype=(dtype, None),
+            loss=(loss, "squared_error"), huber_delta=(huber_delta, 1.0), init=(init, "glorot_uniform"),
+            dtype=(dtype, None),
         )  # fmt: skip
-        checks.parameters(network.params, network.sizes, network.bias)
-        loss, dtype = network.loss, network.params.dtype
-    settings = checks.optimizer(optimizer, learning_rate)
+        checks.parameters(network.params, network.sizes, network.bias, writeable=True)
+        loss, dtype, units = network.loss, network.params.dtype, network.sizes[1:-1]
+    else:
+        units = checks.hidden(hidden)
     epochs = checks.count("epochs", epochs, minimum=0)
-    mean = checks.choice("reduction", reduction, REDUCTIONS) == "mean"
-    shuffle = checks.flag("shuffle", shuffle)
-    seed = checks.seed(seed)
+    settings = Settings(
+        optimizer=checks.optimizer(optimizer, learning_rate),
+        schedule=checks.schedule(schedule, epochs),
+        batch_size=None if batch_size is None else checks.count("batch_size", batch_size),
+        shuffle=checks.flag("shuffle", shuffle),
+        mean=checks.choice("reduction", reduction, REDUCTIONS) == "mean",
+        l2=checks.number("l2", l2, at_least=0),
+        dropout=checks.dropout(dropout, len(units)),
+        clip_norm=0.0 if clip_norm is None else checks.number("clip_norm", clip_norm, above=0),
+        class_weight=checks.class_weight(class_weight),
+        validation=checks.validation(validation),
+        patience=None if patience is None else checks.count("patience", patience, 0),
+        min_delta=checks.number("min_delta", min_delta, at_least=0),
+        watch=checks.choice("watch", watch, WATCHES),
+        seed=checks.seed(seed),
+        backend=backend,
+    )
+    attendance = _attendance(callback, callback_every, progress, time_limit)
     precision = checks.dtype(dtype, X)
-    checks.representable(settings, precision)
+    checks.representable(settings.optimizer, precision)
     X = checks.features(X, precision, None if network is None else network.sizes[0])
     y = checks.targets(y, loss, len(X), None if network is None else network.sizes[-1], precision)
-    n = len(X)
-    batch_size = n if batch_size is None else min(checks.count("batch_size", batch_size), n)
+    weights = None if sample_weight is None else checks.row_weights(sample_weight, len(X), precision)
+    data = _data(settings, loss, X, y, weights, validation)
     if network is None:
-        sizes = (X.shape[1], *checks.hidden(hidden), y.shape[1])
         network = Network(
-            sizes, activation=activation, output=output, loss=loss, bias=bias, init=init, seed=seed, dtype=precision
-        )
+            (X.shape[1], *units, y.shape[1]), activation=activation, output=output, loss=loss, huber_delta=huber_delta,
+            bias=bias, init=init, seed=settings.seed, dtype=precision,
+        )  # fmt: skip
+    return _run(network, settings, data, epochs, attendance, None)
 
-    shuffled = shuffle and batch_size < n
-    plan = make_plan(network, n, batch_size, settings, mean=mean, shuffled=shuffled, seed=seed)
-    checks.memory(16 * epochs + 2 * n * (X.shape[1] + y.shape[1] + 1) * precision.itemsize, "epochs and data")
-    rows = rows_of(X, y)
+
+def resume(
+    result: TrainResult | checkpoint.Path,
+    X: ArrayLike,
+    y: ArrayLike,
+    *,
+    epochs: int,
+    sample_weight: ArrayLike | None = None,
+    validation: Any = None,
+    time_limit: float | None = None,
+    callback: Callable[[EpochState], object] | None = None,
+    callback_every: int = 1,
+    progress: bool = False,
+) -> TrainResult:
+    """Go on with a training where it ended, as if it had not.
+
+    Five epochs, saved, and five more in another process give the bits of ten: settings, state of the optimiser, epoch
+    and random numbers are those of the result.
+
+    Parameters
+    ----------
+    result : TrainResult or str or os.PathLike
+        What `train` or `resume` returned, or the file to which `TrainResult.save` wrote it. It stays as it is.
+    X, y : array_like
+        As for `train`: the same data, or other rows of the same kind.
+    epochs : int
+        Further epochs, >= 0.
+    sample_weight, time_limit, callback, callback_every, progress
+        As for `train`.
+    validation : tuple, optional
+        Data as for `train`, if `train` was handed some; a share of the rows is remembered.
+
+    Returns
+    -------
+    TrainResult
+        With a network of its own, and the losses of all epochs from the first on.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, from a later version, or not one of `TrainResult.save`.
+    OSError
+        If the file cannot be read.
+    ParameterError, ParameterTypeError, DataError, ResourceError, DivergenceError
+        As `train` does, and if `validation` is missing, or there was none before.
+
+    Examples
+    --------
+    >>> X, y = [[0.0], [1.0]], [1.0, 0.0]
+    >>> five = train(X, y, epochs=5, seed=0)
+    >>> ten = resume(five, X, y, epochs=5)
+    >>> ten.loss.shape
+    (10,)
+    """
+    network, state = (result.network.copy(), result.state) if isinstance(result, TrainResult) else _load(result)
+    checks.parameters(network.params, network.sizes, network.bias)
+    settings, precision = state.settings, network.params.dtype
+    epochs = checks.count("epochs", epochs, minimum=0)
+    attendance = _attendance(callback, callback_every, progress, time_limit)
+    share = checks.validation(validation)
+    if share is not None or (settings.validation is not None and validation is not None):
+        raise checks.ParameterError("'validation' must be data or left out: a share of the rows is remembered")
+    X = checks.features(X, precision, network.sizes[0])
+    y = checks.targets(y, network.loss, len(X), network.sizes[-1], precision)
+    weights = None if sample_weight is None else checks.row_weights(sample_weight, len(X), precision)
+    data = _data(settings, network.loss, X, y, weights, validation)
+    if (data.validation is None) != ("validation_loss" not in state.arrays):
+        raise checks.ParameterError("'validation' must be given if the training had data for it, and only then")
+    network.params = state.params.copy()
+    return _run(network, settings, data, epochs, attendance, state)
+
+
+class _Data(NamedTuple):
+    """Rows (n, F) for training and validation."""
+
+    rows: Array
+    weighted: bool
+    validation: Array | None
+    spread: tuple[float, ...]  # what a squared error of each output counts in the misfit
+
+
+def _attendance(callback: Any, callback_every: Any, progress: Any, time_limit: Any) -> Attendance:
+    if callback is not None and not callable(callback):
+        raise checks.ParameterTypeError(f"'callback' must be callable, got {type(callback).__name__}")
+    limit = None if time_limit is None else checks.number("time_limit", time_limit, above=0)
+    every = checks.count("callback_every", callback_every)
+    return Attendance(callback, every, checks.flag("progress", progress), limit)
+
+
+def _data(settings: Settings, loss: str, X: Array, y: Array, weights: Array | None, validation: Any) -> _Data:
+    """Lay rows out for the kernels, those for validation apart."""
+    n, columns, outputs = len(X), X.shape[1], y.shape[1]
+    checks.memory(2 * n * (columns + outputs + 1) * X.dtype.itemsize, "the data")
+    held: Array | None = None
+    if isinstance(validation, tuple):
+        held_X = checks.features(validation[0], X.dtype, columns, name="validation[0]")
+        held_y = checks.targets(validation[1], loss, len(held_X), outputs, X.dtype, name="validation[1]")
+        given = validation[2] if len(validation) == 3 else None
+        held_weights = None
+        if given is not None:
+            held_weights = checks.row_weights(given, len(held_X), X.dtype, "validation[2]")
+        held = rows_of(held_X, held_y, held_weights)
+    elif settings.validation is not None:
+        order = np.random.RandomState(settings.seed).permutation(n)  # a frozen stream
+        size = max(1, round(settings.validation * n))
+        if size >= n:
+            raise checks.ParameterError(f"'validation' must leave rows to train on, got {settings.validation} of {n}")
+        rest, chosen = np.sort(order[size:]), np.sort(order[:size])
+        held = rows_of(X[chosen], y[chosen], None if weights is None else weights[chosen])
+        X, y, weights = X[rest], y[rest], None if weights is None else weights[rest]
+        if not held[:, -1].any() or (weights is not None and not weights.any()):
+            raise checks.DataError("'sample_weight' must have a value above 0 among both parts of a 'validation' split")
+    elif settings.watch == "score":
+        raise checks.ParameterError("'watch' must be 'loss' where there is no 'validation', got 'score'")
+    if settings.class_weight is not None:
+        weights = checks.class_weights(settings.class_weight, loss, y, weights)
+    spread: tuple[float, ...] = ()
+    if held is not None and loss not in CLASSIFYING:
+        spread = _spread(held[:, columns:-1].astype(np.float64), held[:, -1:].astype(np.float64))
+    return _Data(rows_of(X, y, weights), weights is not None, held, spread)
+
+
+def _spread(y: Array, weights: Array) -> tuple[float, ...]:
+    """Sum of the weights over the weighted squares of y about its mean, of each output; 0 where y is constant."""
+    y = y - y[np.argmax(weights > 0)]  # so that what is constant is exactly 0
+    total = weights.sum()
+    squares = (weights * (y - (weights * y).sum(axis=0) / total) ** 2).sum(axis=0)
+    return tuple(float(total / (s * y.shape[1])) if s > 0 else 0.0 for s in squares)
+
+
+def _run(
+    network: Network, settings: Settings, data: _Data, epochs: int, attendance: Attendance, state: State | None
+) -> TrainResult:
+    """Train this network, in place, for so many epochs from the state on."""
+    began = time.perf_counter()
+    n, held = len(data.rows), 0 if data.validation is None else len(data.validation)
+    batch_size = n if settings.batch_size is None else min(settings.batch_size, n)
+    if isinstance(settings.optimizer, IRprop):
+        if batch_size < n:
+            raise checks.ParameterError(
+                f"'batch_size' must be None with the optimizer 'irprop', which reads signs of whole gradients, "
+                f"got {batch_size}"
+            )
+        if not isinstance(settings.schedule, choices.Constant):
+            raise checks.ParameterError(
+                f"'schedule' must be 'constant' with the optimizer 'irprop', which needs no rate, "
+                f"got {type(settings.schedule).__name__}"
+            )
+    watched = TRAINING_LOSS if not held else VALIDATION_LOSS if settings.watch == "loss" else VALIDATION_MISFIT
+    shuffled = settings.shuffle and batch_size < n
+    plan = make_plan(
+        network, n, batch_size, settings.optimizer, mean=settings.mean, weighted=data.weighted, shuffled=shuffled,
+        seed=settings.seed, l2=settings.l2, clip_norm=settings.clip_norm, dropout=settings.dropout,
+        schedule=settings.schedule, validation_rows=held, spread=data.spread, watched=watched,
+        patience=-1 if settings.patience is None else settings.patience, min_delta=settings.min_delta,
+        keep_best=bool(held) and settings.patience is not None,
+    )  # fmt: skip
+    done = 0 if state is None else int(state.arrays["position"][EPOCH])
+    checks.memory(8 * len(HISTORY) * (done + epochs), "the losses of all epochs")
     compile_began = time.perf_counter()
-    compute = engine(backend)
+    compute = engine(settings.backend)
     if not compute.PANELS:
         plan = plan._replace(block=-(-batch_size // plan.width))  # whole batches: NumPy has no use for blocks
-    data = panels_of(rows, plan) if compute.PANELS and not shuffled else rows.ravel()
-    memory = make_memory(plan, network.params, epochs)
-    compute.run(plan, memory, data, 0)
+    panels = panels_of(data.rows, plan) if compute.PANELS and not shuffled else data.rows.ravel()
+    validation = panels[:0]
+    if data.validation is not None:
+        rows = data.validation
+        validation = panels_of(rows, plan._replace(batch_size=held)) if compute.PANELS else rows.ravel()
+    memory = make_memory(plan, network.params, done + epochs)
+    if state is not None:
+        for name in STATE:
+            getattr(memory, name)[:] = state.arrays[name]
+        for name in HISTORY:
+            getattr(memory, name)[:done] = state.arrays.get(name, ())
+    compute.run(plan, memory, panels, validation, 0)
     compile_seconds = time.perf_counter() - compile_began
+    _log.info("kernels ready after %.2f s", compile_seconds)
 
-    def result(epochs: int) -> TrainResult:
-        seconds = time.perf_counter() - began - compile_seconds
-        return TrainResult(network, memory.loss[:epochs], memory.error[:epochs], seed, seconds, compile_seconds)
+    def result(stopped: str) -> TrainResult:
+        return _result(network, settings, plan, memory, stopped, began, compile_seconds)
 
-    diverged = run_in_chunks(compute, plan, memory, data, epochs)
+    def attend(epoch: int) -> str | None:
+        bar.show(epoch - done, memory.loss[epoch - 1])
+        callback, every = attendance.callback, attendance.callback_every
+        if callback and (epoch - done) % every == 0:
+            answer = callback(_seen(network, plan, memory))
+            if isinstance(answer, (bool, np.bool_)) and answer:  # a comparison with a loss gives NumPy's
+                return "callback"
+        late = attendance.time_limit and time.perf_counter() - training_began >= attendance.time_limit
+        return "time" if late and epoch < done + epochs else None
+
+    every = attendance.callback_every if attendance.callback else None
+    training_began = time.perf_counter()
+    with Progress(epochs, attendance.progress) as bar:
+        diverged, stopped = run_in_chunks(compute, plan, memory, panels, validation, done + epochs, attend, every)
     if diverged:
-        raise checks.DivergenceError(diverged, result(diverged - 1))
-    return result(epochs)
+        raise checks.DivergenceError(diverged, result("epochs"))
+    final = result(stopped)
+    _log.info("trained to epoch %d in %.3f s, stopped by %s", memory.position[EPOCH], final.seconds, stopped)
+    return final
 
 
-def run_in_chunks(compute: ModuleType, plan: Plan, memory: Memory, data: Array, epochs: int) -> int:
+def _history(plan: Plan, memory: Memory) -> dict[str, Array]:
+    """Losses of the epochs done, views; those of the validation only if there is one."""
+    names = HISTORY if plan.validation_rows else HISTORY[:2]
+    return {name: getattr(memory, name)[: memory.position[EPOCH]] for name in names}
+
+
+def _result(
+    network: Network, settings: Settings, plan: Plan, memory: Memory, stopped: str, began: float, compile_seconds: float
+) -> TrainResult:
+    """Copy what is to be kept, and restore the weights of the best epoch."""
+    history = _history(plan, memory)
+    arrays = {name: getattr(memory, name).copy() for name in STATE} | history
+    state = State(settings, memory.params.copy(), arrays)
+    best_epoch, score = None, None
+    if plan.validation_rows:
+        misfit = history["validation_misfit"]
+        constant = sum(spread == 0 for spread in plan.spread) / max(len(plan.spread), 1)  # their R^2 counts as 0
+        score = 1 - misfit - constant
+        watched = misfit if plan.watched == VALIDATION_MISFIT else history["validation_loss"]
+        finite = np.isfinite(watched)  # predictions for other rows may overflow where those of the training do not
+        if finite.any():
+            best_epoch = 1 + int(np.argmin(np.where(finite, watched, np.inf)))
+            if plan.keep_best:
+                memory.params[:] = memory.best
+    seconds = time.perf_counter() - began - compile_seconds
+    return TrainResult(
+        network, history["loss"], history["error"], history.get("validation_loss"), history.get("validation_error"),
+        score, best_epoch, stopped, settings.seed, seconds, compile_seconds, state,
+    )  # fmt: skip
+
+
+def _load(path: checkpoint.Path) -> tuple[Network, State]:
+    """Return what `TrainResult.save` wrote, everything in it checked as `train` checks it."""
+    metadata, arrays = checkpoint.read(path)
+    with checkpoint.blaming(path):
+        if metadata.get("kind") != "training" or metadata.keys() != {"kind", "network", "settings"}:
+            raise ValueError("it does not hold a training")
+        network = Network._from_file(metadata["network"], {"params": arrays.pop("params")})
+        settings = _settings_from_file(metadata["settings"], len(network.sizes) - 2)
+        P, dtype, last = network.params.size, network.params.dtype, arrays.pop("last")
+        checks.parameters(last, network.sizes, network.bias)
+        validated = "validation_loss" in arrays
+        names = {*STATE, *(HISTORY if validated else HISTORY[:2])}
+        if arrays.keys() != names or last.dtype != dtype:
+            raise ValueError("arrays are missing, or there are others")
+        kept = P if validated and settings.patience is not None else 0
+        done = arrays["position"][EPOCH] if arrays["position"].size else -1
+        shapes = {"first": P, "second": P, "best": kept, "position": 5, "totals": 10}
+        for name, array in arrays.items():
+            if array.shape != (shapes.get(name, done),):
+                raise ValueError(f"{name!r} has shape {array.shape}")
+            expected = np.int64 if name == "position" else dtype if name in ("first", "second", "best") else np.float64
+            if array.dtype != expected or (name in ("first", "second", "best") and not np.isfinite(array).all()):
+                raise ValueError(f"{name!r} has dtype {array.dtype} or values that are not finite")
+        position, totals = arrays["position"], arrays["totals"]
+        if (position < 0).any() or (position > done).any() or position[[ROW, PANEL]].any():
+            raise ValueError("'position' is not the end of an epoch")
+        shares = totals[[POWER1, POWER2, FACTOR]]
+        sums = totals[[LOSS, ERROR, MISFIT, BATCH_WEIGHT, WEIGHT]]
+        if sums.any() or not ((shares >= 0) & (shares <= 1)).all() or np.isnan(totals).any():
+            raise ValueError("'totals' are not those of the end of an epoch")
+        if (arrays["second"] < 0).any():
+            raise ValueError("'second' has values below 0")
+        checks.representable(settings.optimizer, dtype)
+        return network, State(settings, last, arrays)
+
+
+def _settings_from_file(saved: dict[str, Any], hidden_layers: int) -> Settings:
+    """Return the settings that `TrainResult.save` described, or raise nearly anything."""
+    if saved.keys() != {field.name for field in dataclasses.fields(Settings)}:
+        raise ValueError("settings are missing, or there are others")
+    classes = {kind.__name__: kind for kind in (*choices.OPTIMIZERS.values(), *choices.SCHEDULES.values())}
+    optimizer, schedule = (
+        classes[saved[name]["class"]](**{key: value for key, value in saved[name].items() if key != "class"})
+        for name in ("optimizer", "schedule")
+    )
+    weight, size, share, patience = (saved[name] for name in ("class_weight", "batch_size", "validation", "patience"))
+    return Settings(
+        optimizer=checks.optimizer(optimizer),
+        schedule=checks.schedule(schedule, 1),
+        batch_size=None if size is None else checks.count("batch_size", size),
+        shuffle=checks.flag("shuffle", saved["shuffle"]),
+        mean=checks.flag("mean", saved["mean"]),
+        l2=checks.number("l2", saved["l2"], at_least=0),
+        dropout=checks.dropout(saved["dropout"] or 0.0, hidden_layers),
+        clip_norm=checks.number("clip_norm", saved["clip_norm"], at_least=0),
+        class_weight=checks.class_weight(dict(weight) if isinstance(weight, list) else weight),
+        validation=checks.validation(share),
+        patience=None if patience is None else checks.count("patience", patience, 0),
+        min_delta=checks.number("min_delta", saved["min_delta"], at_least=0),
+        watch=checks.choice("watch", saved["watch"], WATCHES),
+        seed=checks.count("seed", saved["seed"], 0, 2**32 - 1),
+        backend=checks.choice("backend", saved["backend"], BACKENDS),
+    )
+
+
+def run_in_chunks(
+    compute: ModuleType,
+    plan: Plan,
+    memory: Memory,
+    data: Array,
+    validation: Array,
+    epochs: int,
+    attend: Callable[[int], str | None],
+    every: int | None = None,
+) -> tuple[int, str]:
     """Run the kernel, some 20 ms at a time, so that Python can attend to Ctrl-C; how it is cut shows in no result.
 
-    Returns 0, or the epoch, counted from 1, that did not end with finite numbers; memory then holds the epoch before.
+    In between, and after each `every` epochs, `attend(epoch)` is called with the epochs done; what it returns ends the
+    run. Returns 0, or the epoch, counted from 1, that did not end with finite numbers (memory then holds the epoch
+    before), and why the run ended.
     """
-    per_epoch = plan.blocks_per_epoch
+    per_epoch, first = plan.blocks_per_epoch, int(memory.position[EPOCH])
     blocks, left = 1, 0  # blocks of the next chunk; blocks left until a chunk may begin that can be taken back
-    while memory.position[0] < epochs:
+    epoch = first
+    while epoch < epochs:
         if left == 0:
-            left = min(max(1, blocks // per_epoch), epochs - int(memory.position[0])) * per_epoch
+            whole = min(max(1, blocks // per_epoch), epochs - epoch)
+            left = per_epoch * (min(whole, every - (epoch - first) % every) if every else whole)
             start = [array.copy() for array in memory.state]
         chunk = min(blocks, left)
         began = time.perf_counter()
-        status = compute.run(plan, memory, data, chunk)
+        status = compute.run(plan, memory, data, validation, chunk)
         seconds = time.perf_counter() - began
         left -= chunk
+        epoch = int(memory.position[EPOCH])
         if status == compute.DIVERGED:
-            diverged = int(memory.position[0])
             for array, saved in zip(memory.state, start, strict=True):
                 array[:] = saved
-            compute.run(plan, memory, data, (diverged - 1 - int(memory.position[0])) * per_epoch)
-            return diverged
+            compute.run(plan, memory, data, validation, (epoch - 1 - int(memory.position[EPOCH])) * per_epoch)
+            return epoch, "epochs"
         # Eight times as many at most: of the shortest chunks the clock tells little.
         blocks = max(1, min(8 * chunk, int(chunk * CHUNK_SECONDS / max(seconds, 1e-9))))
-    return 0
+        if left == 0 or status == compute.STOPPED:
+            ended = attend(epoch)
+            if status == compute.STOPPED:
+                return 0, "patience" if memory.position[STALE] > plan.patience >= 0 else "plateau"
+            if ended:
+                return 0, ended
+    return 0, "epochs"
+
+
+def _seen(network: Network, plan: Plan, memory: Memory) -> EpochState:
+    """Show the present state, read-only."""
+    shown, history = network.copy(), _history(plan, memory)
+    for array in (shown.params, *history.values()):
+        array.flags.writeable = False
+    losses = [history.get(name) for name in HISTORY[:4]]
+    return EpochState(int(memory.position[EPOCH]), shown, *losses)  # type: ignore[arg-type]
 
 
 class _CallableModule(ModuleType):

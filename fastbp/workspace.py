@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from typing import Any, NamedTuple
@@ -9,13 +10,26 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastbp.choices import ACTIVATIONS, KEEP_GRADIENT, LOSSES, SGD, Adam
+from fastbp.choices import ACTIVATIONS, IRPROP, KEEP_GRADIENT, LOSSES, OF_LOGITS, Constant, Optimizer, Schedule
 
 Array = NDArray[Any]
 
 VECTOR_BYTES = 64
 TINY_UNITS = 8  # the fused path: every layer at most so wide, and the batch one vector
 BLOCK_VECTORS = 8  # samples of a block: what its sums are read back for, against what stays in the cache
+
+# What early stopping watches: all of them are better the lower they are.
+TRAINING_LOSS, VALIDATION_LOSS, VALIDATION_MISFIT = range(3)
+
+# Places in Memory.position: where the next call goes on, and epochs that were no better than the best before.
+EPOCH, ROW, PANEL, STALE, STALE_RATE = range(5)
+
+# Places in Memory.totals: sums over the rows seen in this epoch, of its weights in this batch and in the epoch; beta1^t
+# and beta2^t of Adam; the best figure of early stopping and of ReduceOnPlateau, and the factor that the latter reached.
+LOSS, ERROR, POWER1, POWER2, MISFIT, BATCH_WEIGHT, WEIGHT, BEST, BEST_RATE, FACTOR = range(10)
+
+# Places in Memory.scalars, through which numbers pass from float64 to the working precision.
+SCALE, SIZE, ROOT, RATE, CORRECTED_RATE, CORRECTED_EPSILON = range(6)
 
 
 class Plan(NamedTuple):
@@ -24,26 +38,42 @@ class Plan(NamedTuple):
     sizes: NDArray[np.int64]  # (layers + 1,) units, inputs first
     kinds: NDArray[np.int64]  # (layers,) codes of the activations
     layers: int
+    hidden_units: int  # of all hidden layers together
     parameters: int  # P
     loss: int
+    huber_delta: float
     biases: bool
     optimizer: int
-    settings: Array  # (4,) learning rate, then what the optimiser names
+    settings: Array  # (5,) learning rate, then what the optimiser names
+    l2: float
+    clip_norm: float  # largest norm of a gradient; 0 for any
+    dropout: Array  # (layers,) share of the units of a layer that a sample does without
+    apart: NDArray[np.int64]  # (layers,) whether what its slope is written with has a memory apart from activations
+    schedule: int
+    schedule_settings: NDArray[np.float64]  # (5,) what the schedule names
     batch_size: int
-    mean: bool  # whether the gradient of a batch is divided by its rows
+    mean: bool  # whether the gradient of a batch is divided by the weight of its rows
+    weighted: bool  # whether rows have weights other than 1
     shuffled: bool  # whether each epoch has an order of its own
-    seed: int  # of the orders
+    seed: int  # of the orders and of dropout
     rows: int  # n
+    validation_rows: int
+    spread: NDArray[np.float64]  # (O,) what a squared error of each output counts in the misfit
+    watched: int  # what early stopping watches
+    patience: int  # epochs that need not be better; -1 for any number
+    min_delta: float  # by how much an epoch must be better
+    keep_best: bool  # whether the weights of the best epoch are kept
     width: int  # S, samples of a panel
     block: int  # panels of a block at most
-    tiny: bool  # whether a batch is one vector of a very small network
+    tiny: bool  # whether a batch is one vector of a very small network, trained without extras
 
     @property
     def blocks_per_epoch(self) -> int:
-        """Blocks in which the batches of one epoch are walked."""
+        """Blocks in which the batches of one epoch are walked, and then the rows for validation."""
         full, rest = divmod(self.rows, self.batch_size)
         samples = self.block * self.width
-        return full * -(-self.batch_size // samples) + -(-rest // samples)
+        batches = full * -(-self.batch_size // samples) + -(-rest // samples)
+        return batches + -(-self.validation_rows // samples)
 
 
 class Memory(NamedTuple):
@@ -51,25 +81,31 @@ class Memory(NamedTuple):
 
     params: Array  # (P,)
     gradient: Array  # (P + V,) zero between batches
-    first: Array  # (P,) velocity, or Adam's mean of gradients
-    second: Array  # (P,) Adam's mean of squares
-    none: Array  # (widest layer, at least V) zeros, where there is no bias
+    first: Array  # (P,) velocity, Adam's mean of gradients, or iRprop's last gradient
+    second: Array  # (P,) the mean of squares of Adam and RMSprop, or iRprop's steps
+    best: Array  # (P,) weights of the best epoch, if they are kept
+    none: Array  # (widest layer, layers, at least V) zeros, where there is no bias and no dropout
     counting: NDArray[np.int64]  # (V,) 0, 1, 2, ...
     order: NDArray[np.int64]  # (n,) rows in the order of the epoch, if shuffled
-    scalars: Array  # (5,) numbers on their way from float64
+    scalars: Array  # (6,) numbers on their way from float64
     data: Array  # (block, F, S) rows gathered for a block
     activations: Array  # (layers, block, O, S)
+    kept: Array  # (layers, block, O, S) what slopes are written with, in the layers where that is apart
     deltas: Array  # (layers, block, O, S)
     scratch: Array  # (block, S, C) deltas of a layer, transposed
-    position: NDArray[np.int64]  # (3,) epoch, row and panel of the next block
-    totals: NDArray[np.float64]  # (4,) loss and error so far in this epoch, beta1^t, beta2^t
+    position: NDArray[np.int64]  # (5,)
+    totals: NDArray[np.float64]  # (10,)
+    space: NDArray[np.float64]  # (8,) one vector of float64
     loss: NDArray[np.float64]  # (epochs,)
     error: NDArray[np.float64]  # (epochs,)
+    validation_loss: NDArray[np.float64]  # (epochs,) as the next two, if there are rows for it
+    validation_error: NDArray[np.float64]
+    validation_misfit: NDArray[np.float64]
 
     @property
     def state(self) -> tuple[Array, ...]:
         """All that a later epoch depends on."""
-        return self.params, self.gradient, self.first, self.second, self.position, self.totals
+        return self.params, self.gradient, self.first, self.second, self.best, self.position, self.totals
 
 
 def aligned(size: int, dtype: Any) -> Array:
@@ -87,19 +123,10 @@ def panel_width(batch_size: int, dtype: Any) -> int:
     return lanes if vectors in (1, 3, 5) else 2 * lanes
 
 
-def make_plan(
-    network: Any,
-    rows: int,
-    batch_size: int,
-    optimizer: SGD | Adam | None = None,
-    *,
-    mean: bool = False,
-    shuffled: bool = False,
-    seed: int = 0,
-) -> Plan:
-    """Plan for so many rows; without an optimiser the gradient is kept as it is summed."""
-    shape = network.sizes, network.activations, network.loss, network.bias, network.params.dtype
-    return _plan(*shape, rows, batch_size, optimizer, mean, shuffled, seed)
+def make_plan(network: Any, rows: int, batch_size: int, optimizer: Optimizer | None = None, **extras: Any) -> Plan:
+    """Plan for so many rows, with any of the extras of `_plan`; without an optimiser the gradient is kept as summed."""
+    shape = network.sizes, network.activations, network.loss, network.huber_delta, network.bias, network.params.dtype
+    return _plan(*shape, rows, batch_size, optimizer, **extras)
 
 
 @functools.lru_cache(maxsize=256)  # a network that predicts row by row asks for the same one again and again
@@ -107,43 +134,83 @@ def _plan(
     sizes: tuple[int, ...],
     activations: tuple[str, ...],
     loss: str,
+    huber_delta: float,
     bias: bool,
     dtype: Any,
     rows: int,
     batch_size: int,
-    optimizer: SGD | Adam | None,
-    mean: bool,
-    shuffled: bool,
-    seed: int,
+    optimizer: Optimizer | None,
+    *,
+    mean: bool = False,
+    weighted: bool = False,
+    shuffled: bool = False,
+    seed: int = 0,
+    l2: float = 0.0,
+    clip_norm: float = 0.0,
+    dropout: tuple[float, ...] = (),
+    schedule: Schedule | None = None,
+    validation_rows: int = 0,
+    spread: tuple[float, ...] = (),
+    watched: int = TRAINING_LOSS,
+    patience: int = -1,
+    min_delta: float = 0.0,
+    keep_best: bool = False,
 ) -> Plan:
-    lanes = VECTOR_BYTES // dtype.itemsize
+    lanes, layers = VECTOR_BYTES // dtype.itemsize, len(activations)
     width = panel_width(batch_size, dtype)
+    kinds = np.array([ACTIVATIONS[name].code for name in activations], np.int64)
+    rates = np.zeros(layers, dtype)
+    rates[: len(dropout)] = dropout
+    apart = (np.isin(kinds, OF_LOGITS) | (rates > 0)).astype(np.int64)
+    apart[-1] = 0  # the loss takes this slope while it has the logits at hand
+    schedule = schedule or Constant()
+    small = batch_size <= lanes and max(sizes) <= TINY_UNITS
     return Plan(
         sizes=np.array(sizes, np.int64),
-        kinds=np.array([ACTIVATIONS[name].code for name in activations], np.int64),
-        layers=len(activations),
+        kinds=kinds,
+        layers=layers,
+        hidden_units=sum(sizes[1:-1]),
         parameters=sum(outputs * (inputs + bias) for inputs, outputs in itertools.pairwise(sizes)),
         loss=LOSSES[loss].code,
+        huber_delta=huber_delta,
         biases=bias,
         optimizer=optimizer.code if optimizer else KEEP_GRADIENT,
-        settings=np.array((optimizer.learning_rate, *optimizer.settings) if optimizer else (0, 0, 0, 0), dtype),
+        settings=_five(dataclasses.astuple(optimizer) if optimizer else (), dtype),
+        l2=l2,
+        clip_norm=clip_norm,
+        dropout=rates,
+        apart=apart,
+        schedule=schedule.code,
+        schedule_settings=_five(dataclasses.astuple(schedule), np.float64),
         batch_size=batch_size,
         mean=mean,
+        weighted=weighted,
         shuffled=shuffled,
         seed=seed,
         rows=rows,
+        validation_rows=validation_rows,
+        spread=np.array(spread, np.float64),
+        watched=watched,
+        patience=patience,
+        min_delta=min_delta,
+        keep_best=keep_best,
         width=width,
         block=min(-(-batch_size // width), BLOCK_VECTORS * lanes // width),
-        tiny=batch_size <= lanes and max(sizes) <= TINY_UNITS,
+        tiny=small and not (weighted or l2 or clip_norm or apart.any()),
     )
 
 
+def _five(numbers: tuple[Any, ...], dtype: Any) -> Array:
+    """Up to five numbers, filled up with zeros."""
+    return np.array([*numbers, 0, 0, 0, 0, 0][:5], dtype)
+
+
 def forward_memory(plan: Plan, dtype: Any) -> tuple[Array, Array, Array]:
-    """What a forward pass writes: the rows gathered for a block and the activations; and zeros for missing biases."""
+    """What a forward pass writes: the rows gathered for a block and the activations; and the zeros it reads."""
     inputs, *units = plan.sizes.tolist()
     samples, lanes = plan.block * plan.width, VECTOR_BYTES // dtype.itemsize
     gathered, activations = samples * (inputs + units[-1] + 1), samples * sum(units)
-    memory = aligned(gathered + activations + max(lanes, inputs, *units), dtype)
+    memory = aligned(gathered + activations + max(lanes, plan.layers, inputs, *units), dtype)
     return memory[:gathered], memory[gathered : gathered + activations], memory[gathered + activations :]
 
 
@@ -152,31 +219,43 @@ def make_memory(plan: Plan, params: Array, epochs: int) -> Memory:
     dtype, lanes = params.dtype, VECTOR_BYTES // params.dtype.itemsize
     samples, P, widest = plan.block * plan.width, plan.parameters, max(plan.sizes.tolist())
     data, activations, none = forward_memory(plan, dtype)
-    return Memory(
+    totals = np.zeros(10)
+    totals[[POWER1, POWER2, FACTOR]], totals[[BEST, BEST_RATE]] = 1, np.inf
+    validated = epochs if plan.validation_rows else 0
+    memory = Memory(
         params=params,
         gradient=aligned(P + lanes, dtype),  # kernels read and rewrite up to a vector beyond the last row
         first=aligned(P, dtype),
         second=aligned(P, dtype),
+        best=aligned(P * plan.keep_best, dtype),
         none=none,
         counting=np.arange(lanes),
         order=np.empty(plan.rows * plan.shuffled, np.int64),
-        scalars=aligned(5, dtype),
+        scalars=aligned(6, dtype),
         data=data,
         activations=activations,
+        kept=aligned(activations.size * bool(plan.apart.any()), dtype),
         deltas=aligned(activations.size, dtype),
         scratch=aligned(samples * -(-widest // lanes) * lanes, dtype),
-        position=np.zeros(3, np.int64),
-        totals=np.array([0.0, 0.0, 1.0, 1.0]),
+        position=np.zeros(5, np.int64),
+        totals=totals,
+        space=aligned(8, np.dtype(np.float64)),
         loss=np.zeros(epochs),
         error=np.zeros(epochs),
+        validation_loss=np.zeros(validated),
+        validation_error=np.zeros(validated),
+        validation_misfit=np.zeros(validated),
     )
+    if plan.optimizer == IRPROP:
+        memory.second[:] = plan.settings[0]
+    return memory
 
 
-def rows_of(X: Array, y: Array) -> Array:
-    """The rows (n, F) that kernels gather from: x, y and the weight of the row."""
+def rows_of(X: Array, y: Array, weights: Array | None = None) -> Array:
+    """The rows (n, F) that kernels gather from: x, y and the weight of the row, 1 by default."""
     n, inputs = X.shape
-    rows = aligned(n * (inputs + y.shape[1] + 1), X.dtype).reshape(n, -1)
-    rows[:, :inputs], rows[:, inputs:-1], rows[:, -1] = X, y, 1
+    rows = aligned(n * (inputs + y.shape[1] + 1), X.dtype).reshape(n, inputs + y.shape[1] + 1)
+    rows[:, :inputs], rows[:, inputs:-1], rows[:, -1] = X, y, 1 if weights is None else weights
     return rows
 
 

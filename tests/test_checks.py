@@ -1,12 +1,15 @@
 """Every check accepts what it promises, refuses all else by class and message, and never prints or changes data."""
 
 import collections
+import dataclasses
 import datetime
 import decimal
 import fractions
 import math
 import os
 import pickle
+import sys
+from pathlib import Path
 
 import hypothesis.extra.numpy as npst
 import numpy as np
@@ -14,15 +17,65 @@ import pytest
 import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_sample_weight
 
 from fastbp import checks
 from fastbp.checks import DataError, DivergenceError, FastbpError, ParameterError, ParameterTypeError, ResourceError
-from fastbp.choices import ELEMENTWISE, LOSSES, OPTIMIZERS, SGD, Adam
+from fastbp.choices import (
+    CLASSIFYING,
+    ELEMENTWISE,
+    LOSSES,
+    OPTIMIZERS,
+    SCHEDULES,
+    SGD,
+    Adam,
+    AdamW,
+    Constant,
+    CosineDecay,
+    ExponentialDecay,
+    InverseScaling,
+    IRprop,
+    ReduceOnPlateau,
+    RMSprop,
+)
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 DTYPES = [FLOAT32, FLOAT64]
 ROWS = 3  # of the X that the targets in these tables go with
 PARTNERS = [(loss, partner) for loss in LOSSES for partner in LOSSES[loss].outputs]
+REAL = ("squared_error", "absolute_error", "huber")  # losses that take any finite targets
+
+# The bounds of every number of an optimiser or a schedule.
+INTERVALS = {
+    SGD: {"learning_rate": "(0, inf)", "momentum": "[0, 1)", "nesterov": "flag"},
+    Adam: {
+        "learning_rate": "(0, inf)", "beta1": "[0, 1)", "beta2": "[0, 1)", "epsilon": "(0, inf)", "epsilon_hat": "flag",
+    },
+    AdamW: {
+        "learning_rate": "(0, inf)", "beta1": "[0, 1)", "beta2": "[0, 1)", "epsilon": "(0, inf)",
+        "weight_decay": "[0, inf)",
+    },
+    RMSprop: {"learning_rate": "(0, inf)", "decay": "[0, 1)", "epsilon": "(0, inf)"},
+    IRprop: {
+        "learning_rate": "(0, inf)", "increase": "[1, inf)", "decrease": "(0, 1)", "smallest_step": "(0, inf)",
+        "largest_step": "(0, inf)",
+    },
+    Constant: {},
+    ExponentialDecay: {"decay": "(0, 1]"},
+    InverseScaling: {"power": "(0, inf)", "pace": "(0, inf)"},
+    CosineDecay: {"epochs": "1, 2, ...", "warmup": "0, 1, ...", "minimum": "[0, 1]"},
+    ReduceOnPlateau: {
+        "factor": "(0, 1)", "patience": "0, 1, ...", "min_delta": "[0, inf)", "minimum": "[0, 1]", "stop": "flag",
+    },
+}  # fmt: skip
+
+# What another field must be where one stands at the end of its interval.
+BESIDE = {
+    (SGD, "nesterov"): {"momentum": 0.5},
+    (IRprop, "smallest_step"): {"largest_step": sys.float_info.max},
+    (IRprop, "largest_step"): {"smallest_step": 5e-324},
+    (CosineDecay, "warmup"): {"epochs": 2**31 - 1},
+}
 
 # How the tables call a check: one argument varies, the others stand still.
 CALLS = {
@@ -37,9 +90,8 @@ CALLS = {
     "seed": checks.seed,
     "hidden": checks.hidden,
     "activations": lambda value: checks.activations(value, 2),
-    "output squared_error": lambda value: checks.output(value, "squared_error"),
-    "output binary_cross_entropy": lambda value: checks.output(value, "binary_cross_entropy"),
-    "output cross_entropy": lambda value: checks.output(value, "cross_entropy"),
+    **{f"output {loss}": lambda value, loss=loss: checks.output(value, loss) for loss in LOSSES},
+    "number in (0, 1]": lambda value: checks.number("decay", value, above=0, at_most=1),
     "optimizer": checks.optimizer,
     "optimizer learning_rate": lambda value: checks.optimizer("adam", value),
     "optimizer momentum": lambda value: checks.optimizer(SGD(momentum=value)),
@@ -47,6 +99,15 @@ CALLS = {
     "optimizer beta1": lambda value: checks.optimizer(Adam(beta1=value)),
     "optimizer beta2": lambda value: checks.optimizer(Adam(beta2=value)),
     "optimizer epsilon": lambda value: checks.optimizer(Adam(epsilon=value)),
+    "optimizer steps": lambda value: checks.optimizer(IRprop(smallest_step=0.1, largest_step=value)),
+    "schedule": lambda value: checks.schedule(value, 50),
+    "schedule of 0 epochs": lambda value: checks.schedule(value, 0),
+    "schedule warmup": lambda value: checks.schedule(CosineDecay(warmup=value), 50),
+    "dropout": lambda value: checks.dropout(value, 2),
+    "dropout of no layer": lambda value: checks.dropout(value, 0),
+    "class_weight": checks.class_weight,
+    "validation": checks.validation,
+    "path": checks.path,
     "dtype": checks.dtype,
     "dtype of X": lambda value: checks.dtype(None, value),
     "features": lambda value: checks.features(value, FLOAT64),
@@ -60,12 +121,33 @@ CALLS = {
     "binary_cross_entropy of 2": lambda value: checks.targets(value, "binary_cross_entropy", ROWS, 2, FLOAT32),
     "cross_entropy": lambda value: checks.targets(value, "cross_entropy", ROWS, None, FLOAT64),
     "cross_entropy of 3": lambda value: checks.targets(value, "cross_entropy", ROWS, 3, FLOAT32),
+    "poisson": lambda value: checks.targets(value, "poisson", ROWS, None, FLOAT64),
+    "poisson float32": lambda value: checks.targets(value, "poisson", ROWS, None, FLOAT32),
+    "huber": lambda value: checks.targets(value, "huber", ROWS, None, FLOAT64),
+    "absolute_error": lambda value: checks.targets(value, "absolute_error", ROWS, None, FLOAT64),
+    "features of validation": lambda value: checks.features(value, FLOAT64, 4, name="validation[0]"),
+    "squared_error of validation": lambda value: targets_of_validation(value, "squared_error"),
+    "binary_cross_entropy of validation": lambda value: targets_of_validation(value, "binary_cross_entropy"),
+    "cross_entropy of validation": lambda value: targets_of_validation(value, "cross_entropy"),
+    "poisson of validation": lambda value: targets_of_validation(value, "poisson"),
+    "row_weights": lambda value: checks.row_weights(value, ROWS, FLOAT64),
+    "row_weights float32": lambda value: checks.row_weights(value, ROWS, FLOAT32),
+    "row_weights of validation": lambda value: checks.row_weights(value, ROWS, FLOAT64, "validation[2]"),
     "memory": lambda value: checks.memory(value, "a network"),
 }
-DATA = [check for check in CALLS if check.startswith(("features", *LOSSES))]
+DATA = [check for check in CALLS if check.startswith(("features", "row_weights", *LOSSES))]
 SETTINGS = [check for check in CALLS if check not in [*DATA, "memory"]]
-IN_FLOAT32 = ("features float32", "squared_error float32", "binary_cross_entropy of 2", "cross_entropy of 3")
-SINGLE = [check for check in [*SETTINGS, *DATA] if check not in ("hidden", "activations", "dtype of X")]
+IN_FLOAT32 = (
+    *("features float32", "squared_error float32", "binary_cross_entropy of 2", "cross_entropy of 3"),
+    *("poisson float32", "row_weights float32"),
+)
+SEQUENCES = ("hidden", "activations", "dtype of X", "dropout", "dropout of no layer", "validation", "class_weight")
+SINGLE = [check for check in [*SETTINGS, *DATA] if check not in SEQUENCES]
+
+
+def targets_of_validation(value, loss):
+    """Return targets of two outputs for validation, or of three classes."""
+    return checks.targets(value, loss, ROWS, 3 if loss == "cross_entropy" else 2, FLOAT64, "validation[1]")
 
 
 class Foreign:
@@ -157,6 +239,8 @@ ACCEPTED = [
     ("number above 0", 5e-324, 5e-324),
     ("number in [0, 1)", 0, 0.0),
     ("number in [0, 1)", math.nextafter(1, 0), math.nextafter(1, 0)),
+    ("number in (0, 1]", 1, 1.0),
+    ("number in (0, 1]", 5e-324, 5e-324),
     ("flag", True, True),
     ("flag", np.False_, False),
     ("choice", np.str_("tanh"), "tanh"),
@@ -177,6 +261,35 @@ ACCEPTED = [
     ("optimizer", SGD(1, np.float32(0.5), np.True_), SGD(1.0, 0.5, True)),
     ("optimizer", Adam(beta1=0, beta2=0), Adam(beta1=0.0, beta2=0.0)),
     ("optimizer learning_rate", 0.5, Adam(learning_rate=0.5)),
+    *(("optimizer", name, kind()) for name, kind in OPTIMIZERS.items()),
+    *(("schedule", name, kind()) for name, kind in SCHEDULES.items() if kind is not CosineDecay),
+    ("schedule", "cosine", CosineDecay(epochs=50)),
+    ("schedule", CosineDecay(warmup=49), CosineDecay(epochs=50, warmup=49)),
+    ("schedule", CosineDecay(np.int8(7), np.uint8(6), 1), CosineDecay(7, 6, 1.0)),
+    ("schedule", ExponentialDecay(1), ExponentialDecay(1.0)),
+    ("schedule", ReduceOnPlateau(0.5, np.int64(0), 0, 1, np.True_), ReduceOnPlateau(0.5, 0, 0.0, 1.0, True)),
+    ("schedule of 0 epochs", "cosine", CosineDecay(epochs=1)),
+    ("optimizer steps", 0.1, IRprop(smallest_step=0.1, largest_step=0.1)),
+    ("dropout", 0, ()),
+    ("dropout", 0.5, (0.5, 0.5)),
+    ("dropout", np.float32(0.5), (0.5, 0.5)),
+    ("dropout", [0, 0.25], (0.0, 0.25)),
+    ("dropout", (0, 0), ()),
+    ("dropout of no layer", 0.0, ()),
+    ("dropout of no layer", (), ()),
+    ("class_weight", None, None),
+    ("class_weight", "balanced", "balanced"),
+    ("class_weight", {}, {}),
+    ("class_weight", {np.int64(1): 2, 0: np.float32(0.5)}, {1: 2.0, 0: 0.5}),
+    ("class_weight", {65536: 0}, {65536: 0.0}),
+    ("validation", None, None),
+    ("validation", 0.25, 0.25),
+    ("validation", np.float32(0.25), 0.25),
+    ("validation", math.nextafter(1, 0), math.nextafter(1, 0)),
+    ("validation", (1, 2), None),
+    ("validation", (1, 2, 3), None),
+    ("path", "file", "file"),
+    ("path", Path("a") / "b", os.path.join("a", "b")),
     ("dtype", "float32", FLOAT32),
     ("dtype", np.float32, FLOAT32),
     ("dtype", FLOAT64, FLOAT64),
@@ -224,6 +337,10 @@ ACCEPTED_TARGETS = [
     ("squared_error", None, np.broadcast_to(np.float64(2), (3, 2)), [[2, 2]] * 3),
     ("squared_error", None, read_only(np.ones(3)), [[1]] * 3),
     ("squared_error", None, Foreign(np.ones(3)), [[1]] * 3),
+    *((loss, 2, [[1, -2], [0, 4], [5, 0.5]], [[1, -2], [0, 4], [5, 0.5]]) for loss in REAL),
+    ("poisson", None, [0, 2.5, 1e30], [[0], [2.5], [1e30]]),
+    ("poisson", 2, [[0, 1], [-0.0, 4], [5, 6]], [[0, 1], [0, 4], [5, 6]]),
+    ("poisson", None, np.array([True, False, True]), [[1], [0], [1]]),
     ("binary_cross_entropy", None, [0, 1, 1], [[0], [1], [1]]),
     ("binary_cross_entropy", 1, np.array([True, False, True]), [[1], [0], [1]]),
     ("binary_cross_entropy", 2, np.array([[0, 1], [1, 0], [1, 1]], ">f4"), [[0, 1], [1, 0], [1, 1]]),
@@ -244,6 +361,17 @@ ACCEPTED_TARGETS = [
     ("cross_entropy", 2, [[0.25, 0.750009], [1, 0], [0.5, 0.5]], [[0.25, 0.750009], [1, 0], [0.5, 0.5]]),
 ]
 
+
+def quoted(names):
+    """Return names as messages list them."""
+    return ", ".join(map(repr, names))
+
+
+def classes(table):
+    """Return the classes of a table as messages list them."""
+    return ", ".join(kind.__name__ for kind in table.values())
+
+
 huge = 10**400
 recursive: list = []
 recursive.append(recursive)
@@ -252,7 +380,9 @@ far_away = np.broadcast_to(np.float64(1), (10**9, 10**5))
 ARGUMENTS = (  # how a message begins
     *("'X'", "X has ", "'y'", "y has ", "'batch_size'", "'epochs'", "'min_delta'", "'learning_rate'", "'l2'", "'bias'"),
     *("'activation", "'loss'", "'seed'", "'hidden", "'output'", "'optimizer'", "'momentum'", "'nesterov'", "'beta1'"),
-    *("'beta2'", "'epsilon'", "'dtype'"),
+    *("'beta2'", "'epsilon'", "'dtype'", "'smallest_step'", "'schedule'", "'warmup'", "'dropout", "'class_weight"),
+    *("'validation", "validation[0] has ", "validation[1] has ", "'path'", "'sample_weight'", "'decay'", "'factor'"),
+    *("'minimum'", "'patience'", "'stop'"),
 )
 X_ARRAY = "'X' must be an array or a list of numbers, got "
 Y_ARRAY = "'y' must be an array or a list of numbers, got "
@@ -269,15 +399,17 @@ SUM = "'y' must hold class numbers of shape (rows,) or rows that sum to 1, got "
 BATCH = "'batch_size' must be an integer >= 1, got "
 RATE = "'learning_rate' must be a finite number > 0, got "
 WIDTHS = "'hidden' must be an integer >= 1 or a sequence of them, got "
-OPTIMIZER = "'optimizer' must be one of 'sgd', 'adam' or an SGD or Adam instance, got "
+OPTIMIZER = f"'optimizer' must be one of {quoted(OPTIMIZERS)} or an instance of {classes(OPTIMIZERS)}, got "
+SCHEDULE = f"'schedule' must be one of {quoted(SCHEDULES)} or an instance of {classes(SCHEDULES)}, got "
+VALIDATION = "'validation' must be a share of the rows or a tuple (X, y) or (X, y, sample_weight), got "
 DTYPE = "'dtype' must be one of 'float32', 'float64', got "
 CLASSES = "'y' must hold class numbers in 0..65535, got "
 CLASSES_OF_3 = "'y' must hold class numbers in 0..2, got "
 WHOLE = "'y' must hold whole class numbers, got "
 POSITIVE = "'y' must hold class numbers of shape (rows,) or probabilities >= 0, got "
-ACTIVATION = "'activation' must be one of 'identity', 'sigmoid', 'tanh', 'relu', 'leaky_relu', got "
+ACTIVATION = f"'activation' must be one of {quoted(ELEMENTWISE)}, got "
 NAMES = "'activation' must be a name or a list or tuple of names, got "
-LOSS = "'loss' must be one of 'squared_error', 'binary_cross_entropy', 'cross_entropy', got "
+LOSS = f"'loss' must be one of {quoted(LOSSES)}, got "
 MOMENTUM = "'momentum' must be a finite number >= 0 and < 1, got "
 
 # Check, value, exact class, a fragment of the message.
@@ -520,7 +652,7 @@ REFUSED = [
     ("output binary_cross_entropy", "identity", ParameterError, "one of 'sigmoid' with the loss 'binary_"),
     ("output cross_entropy", "sigmoid", ParameterError, "one of 'softmax' with the loss 'cross_entropy'"),
     ("output cross_entropy", "sotfmax", ParameterError, "did you mean 'softmax'?"),
-    ("optimizer", "adma", ParameterError, "'optimizer' must be one of 'sgd', 'adam', got 'adma'; did you mean 'adam'?"),
+    ("optimizer", "adma", ParameterError, f"must be one of {quoted(OPTIMIZERS)}, got 'adma'; did you mean 'adam'?"),
     ("optimizer", SGD, ParameterTypeError, OPTIMIZER + "the class SGD"),
     ("optimizer", None, ParameterTypeError, OPTIMIZER + "None"),
     ("optimizer", {"name": "sgd"}, ParameterTypeError, OPTIMIZER + "dict"),
@@ -551,6 +683,111 @@ REFUSED = [
     ("dtype", np.dtype("f8,f8"), ParameterError, DTYPE + "dtype [("),
     ("dtype", 32, ParameterTypeError, DTYPE + "32"),
     ("dtype", np.ones(2), ParameterTypeError, DTYPE + "ndarray of shape (2,)"),
+]
+
+REFUSED += [
+    # targets of the other losses
+    *((loss, [1, 2, math.nan], DataError, Y_FINITE + "1 bad of 3, the first at [2]") for loss in REAL),
+    ("poisson", [1, 2, -1e-300], DataError, "'y' must be >= 0 with the loss 'poisson', got 1 bad of 3, the first at"),
+    ("poisson", [[1], [-1], [-2]], DataError, "got 2 bad of 3, the first at [1, 0]"),
+    ("poisson", [1, 2, math.inf], DataError, Y_FINITE),
+    ("poisson", [1, 2, -math.inf], DataError, Y_FINITE),
+    ("poisson float32", [1, 2, 1e39], DataError, "'y' must not overflow float32"),
+    # data for validation are called what they are
+    ("features of validation", None, ParameterTypeError, "'validation[0]' must be an array or a list of numbers"),
+    ("features of validation", np.ones(4), DataError, "'validation[0]' must be 2-D (rows, columns), got shape (4,)"),
+    ("features of validation", np.ones(4), DataError, "; validation[0].reshape(-1, 1) makes a column of it"),
+    ("features of validation", np.ones((0, 4)), DataError, "'validation[0]' must have at least 1 row"),
+    ("features of validation", np.ones((2, 3)), DataError, "validation[0] has 3 columns, the network has 4 inputs"),
+    ("features of validation", with_bad(np.nan, 1, 1, shape=(2, 4)), DataError, "'validation[0]' must be finite"),
+    ("features of validation", [["1"] * 4], DataError, "'validation[0]' must hold real numbers, got dtype <U1"),
+    ("squared_error of validation", [1], DataError, "validation[0] has 3 rows, validation[1] has 1"),
+    ("squared_error of validation", np.ones(3), DataError, "validation[1] has 1 column, the network has 2 outputs"),
+    ("squared_error of validation", [[1, math.nan]] * 3, DataError, "'validation[1]' must be finite"),
+    ("squared_error of validation", ["a"] * 3, DataError, "or number class names with np.unique"),
+    ("binary_cross_entropy of validation", [[0, 2]] * 3, DataError, "'validation[1]' must be 0 or 1 with the loss"),
+    ("cross_entropy of validation", [0, 1, 3], DataError, "'validation[1]' must hold class numbers in 0..2, got 1"),
+    ("cross_entropy of validation", [0, 1, 0.5], DataError, "'validation[1]' must hold whole class numbers"),
+    ("cross_entropy of validation", np.ones((3, 3)), DataError, "'validation[1]' must hold class numbers of shape"),
+    ("cross_entropy of validation", [[2, 0, -1]] * 3, DataError, "'validation[1]' must hold class numbers of shape"),
+    ("poisson of validation", [[1, -1]] * 3, DataError, "'validation[1]' must be >= 0 with the loss 'poisson'"),
+    ("row_weights of validation", [1, 2], DataError, "'validation[2]' must have shape (3,), a number for each row"),
+    # weights of rows
+    ("row_weights", None, ParameterTypeError, "'sample_weight' must be an array or a list of numbers, got None"),
+    ("row_weights", "balanced", ParameterTypeError, "'sample_weight' must be an array or a list of numbers"),
+    ("row_weights", 1.0, ParameterTypeError, "'sample_weight' must be an array or a list of numbers, got 1.0"),
+    ("row_weights", [1, 2], DataError, "'sample_weight' must have shape (3,), a number for each row, got shape (2,)"),
+    ("row_weights", np.ones((3, 1)), DataError, "'sample_weight' must have shape (3,), a number for each row, got"),
+    ("row_weights", [1, 2, -1], DataError, "'sample_weight' must be >= 0, got 1 bad of 3, the first at [2]"),
+    ("row_weights", [1, 2, math.nan], DataError, "'sample_weight' must be finite"),
+    ("row_weights", [1, 2, math.inf], DataError, "'sample_weight' must be finite"),
+    ("row_weights", [0, 0, 0], DataError, "'sample_weight' must have a value above 0, got 3 zeros"),
+    ("row_weights", ["1", "2", "3"], DataError, "'sample_weight' must hold real numbers, got dtype <U1"),
+    ("row_weights", np.ones(3, complex), DataError, "'sample_weight' must hold real numbers"),
+    ("row_weights float32", [1, 2, 1e39], DataError, "'sample_weight' must not overflow float32"),
+    ("row_weights float32", [0, 0, 1e-60], DataError, "'sample_weight' must have a value above 0, got 3 zeros"),
+    # schedules
+    ("schedule", "cosnie", ParameterError, f"must be one of {quoted(SCHEDULES)}, got 'cosnie'; did you mean 'cosine'?"),
+    ("schedule", None, ParameterTypeError, SCHEDULE + "None"),
+    ("schedule", 0.1, ParameterTypeError, SCHEDULE + "0.1"),
+    ("schedule", CosineDecay, ParameterTypeError, SCHEDULE + "the class CosineDecay"),
+    ("schedule", SGD(), ParameterTypeError, SCHEDULE + "SGD"),
+    ("schedule", type("Mine", (Constant,), {})(), ParameterTypeError, SCHEDULE + "Mine"),
+    ("optimizer", Constant(), ParameterTypeError, OPTIMIZER + "Constant"),
+    ("schedule", CosineDecay(warmup=50), ParameterError, "'warmup' must be less than the epochs of the schedule (50)"),
+    ("schedule", CosineDecay(5, warmup=5), ParameterError, "'warmup' must be less than the epochs of the schedule (5)"),
+    ("schedule of 0 epochs", CosineDecay(warmup=1), ParameterError, "'warmup' must be less than the epochs of the"),
+    ("schedule warmup", -1, ParameterError, "'warmup' must be an integer >= 0, got -1"),
+    ("schedule warmup", 1.0, ParameterTypeError, "'warmup' must be an integer >= 0, got 1.0"),
+    ("optimizer steps", 0.05, ParameterError, "'smallest_step' must be at most 'largest_step', got 0.1 and 0.05"),
+    # dropout
+    ("dropout", 1, ParameterError, "'dropout' must be a finite number >= 0 and < 1, got 1"),
+    ("dropout", -0.1, ParameterError, "'dropout' must be a finite number >= 0 and < 1, got -0.1"),
+    ("dropout", math.nan, ParameterError, "'dropout' must be a finite number >= 0 and < 1, got nan"),
+    ("dropout", None, ParameterTypeError, "'dropout' must be a finite number >= 0 and < 1, got None"),
+    ("dropout", True, ParameterTypeError, "'dropout' must be a finite number >= 0 and < 1, got True"),
+    ("dropout", "0.5", ParameterTypeError, "'dropout' must be a finite number >= 0 and < 1, got '0.5'"),
+    (
+        "dropout",
+        np.array([0.5, 0.5]),
+        ParameterTypeError,
+        "'dropout' must be a finite number >= 0 and < 1, got ndarray",
+    ),
+    ("dropout", [0.5, 1.0], ParameterError, "'dropout[1]' must be a finite number >= 0 and < 1, got 1.0"),
+    ("dropout", [0.5, None], ParameterTypeError, "'dropout[1]' must be a finite number >= 0 and < 1, got None"),
+    ("dropout", [0.5], ParameterError, "'dropout' must be one rate or one per hidden layer (2), got 1"),
+    ("dropout", [0, 0, 0], ParameterError, "'dropout' must be one rate or one per hidden layer (2), got 3"),
+    ("dropout of no layer", 0.5, ParameterError, "'dropout' must be one rate or one per hidden layer (0), got 1"),
+    ("dropout of no layer", 1.0, ParameterError, "'dropout' must be a finite number >= 0 and < 1, got 1.0"),
+    # class_weight, validation, path
+    (
+        "class_weight",
+        "balance",
+        ParameterError,
+        "'balanced' or a dict of class numbers and weights, got 'balance'; did",
+    ),
+    ("class_weight", 1.0, ParameterTypeError, "'class_weight' must be 'balanced' or a dict, got 1.0"),
+    ("class_weight", [1, 2], ParameterTypeError, "'class_weight' must be 'balanced' or a dict, got list of length 2"),
+    ("class_weight", {"a": 1}, ParameterTypeError, "'class_weight' must be an integer >= 0, got 'a'"),
+    ("class_weight", {True: 1}, ParameterTypeError, "'class_weight' must be an integer >= 0, got True"),
+    ("class_weight", {-1: 1}, ParameterError, "'class_weight' must be an integer >= 0, got -1"),
+    ("class_weight", {65537: 1}, ParameterError, "'class_weight' must be an integer <= 65536, got 65537"),
+    ("class_weight", {3: -1}, ParameterError, "'class_weight[3]' must be a finite number >= 0, got -1"),
+    ("class_weight", {3: math.inf}, ParameterError, "'class_weight[3]' must be a finite number >= 0, got inf"),
+    ("class_weight", {3: "1"}, ParameterTypeError, "'class_weight[3]' must be a finite number >= 0, got '1'"),
+    ("validation", 0, ParameterError, "'validation' must be a finite number > 0 and < 1, got 0"),
+    ("validation", 1, ParameterError, "'validation' must be a finite number > 0 and < 1, got 1"),
+    ("validation", math.nan, ParameterError, "'validation' must be a finite number > 0 and < 1, got nan"),
+    ("validation", True, ParameterTypeError, "'validation' must be a finite number > 0 and < 1, got True"),
+    ("validation", "0.1", ParameterTypeError, "'validation' must be a finite number > 0 and < 1, got '0.1'"),
+    ("validation", (1,), ParameterTypeError, VALIDATION + "tuple of length 1"),
+    ("validation", (1,) * 4, ParameterTypeError, VALIDATION + "tuple of length 4"),
+    ("validation", [1, 2], ParameterTypeError, VALIDATION + "list of length 2"),
+    ("validation", np.ones((2, 3)), ParameterTypeError, VALIDATION + "ndarray of shape (2, 3)"),
+    ("path", None, ParameterTypeError, "'path' must be a str or os.PathLike, got None"),
+    ("path", b"file", ParameterTypeError, "'path' must be a str or os.PathLike, got bytes of length 4"),
+    ("path", 3, ParameterTypeError, "'path' must be a str or os.PathLike, got 3"),
+    ("path", "a\0b", ParameterError, "'path' must not contain the character NUL"),
 ]
 
 # Containers that hold a value which no message may show.
@@ -598,6 +835,16 @@ SECRET_DATA = [
     ("cross_entropy", [[SECRET, 0]] * 3),
     ("cross_entropy", [[-SECRET, SECRET + 1]] * 3),
     ("cross_entropy of 3", [0, 1, 123456]),
+    ("poisson", [1, 2, -SECRET]),
+    ("poisson", [SECRET, 2, -1]),
+    ("features of validation", [[SECRET]]),
+    ("features of validation", [[1, 2, SECRET, math.nan]]),
+    ("squared_error of validation", [SECRET]),
+    ("cross_entropy of validation", [0, 1, 123456]),
+    ("poisson of validation", [[1, -SECRET]] * 3),
+    ("row_weights", [SECRET, SECRET]),
+    ("row_weights", [1, 2, -SECRET]),
+    ("row_weights", [SECRET, 1, math.inf]),
 ]
 
 scalars = st.one_of(
@@ -628,7 +875,9 @@ fitting_arrays = npst.arrays(  # as many rows as the other argument has, and val
 masked_arrays = fitting_arrays.filter(lambda array: array.dtype != np.float16).map(  # np.ma fills it with 1e20
     lambda array: np.ma.masked_equal(array, 100)
 )
-settings_objects = st.builds(SGD, scalars, scalars, scalars) | st.builds(Adam, scalars, scalars, scalars, scalars)
+settings_objects = st.one_of(
+    *(st.builds(kind, *[scalars] * len(dataclasses.fields(kind))) for kind in INTERVALS),
+)
 leaves = st.one_of(scalars, arrays, fitting_arrays, settings_objects, arrays.map(Foreign), masked_arrays)
 anything = st.recursive(
     leaves,
@@ -642,12 +891,12 @@ anything = st.recursive(
 )
 
 
-def assert_ready(array, dtype):
+def assert_ready(array, dtype, dimensions=2):
     """Assert what kernels rely on."""
     assert type(array) is np.ndarray
     assert array.dtype == dtype
     assert array.dtype.isnative
-    assert array.ndim == 2
+    assert array.ndim == dimensions
     assert array.flags.c_contiguous
     assert array.flags.aligned
     assert array.flags.writeable
@@ -758,6 +1007,204 @@ def test_bad_argument_is_refused_by_class_and_message(check, value, error, fragm
     assert len(str(actual)) < 300
 
 
+# --- optimisers and schedules -------------------------------------------------------------------------------------
+
+FIELDS = [(kind, field) for kind in INTERVALS for field in INTERVALS[kind]]
+
+
+def checked(kind, field, value):
+    """Return what the check makes of a settings object with this value, or the error it raises."""
+    check = CALLS["optimizer" if kind in OPTIMIZERS.values() else "schedule"]
+    try:
+        return check(kind(**BESIDE.get((kind, field), {}) | {field: value}))
+    except FastbpError as error:
+        return error
+
+
+def ends(interval):
+    """Return the values closest to the ends of an interval, inside it and outside."""
+    if interval == "flag":
+        return [True, False], []
+    if interval.endswith("..."):
+        first = int(interval[0])
+        return [first, first + 1], [first - 1, -(2**40)]
+    low, high = map(float, interval[1:-1].split(","))
+    inside = [math.nextafter(low, math.inf), 0.5 * low + 0.5 * min(high, low + 1), math.nextafter(high, -math.inf)]
+    outside = [math.nextafter(low, -math.inf), math.inf, -math.inf, math.nan]
+    if high < math.inf:
+        outside.append(math.nextafter(high, math.inf))
+    (inside if interval.startswith("[") else outside).append(low)
+    if high < math.inf:
+        (inside if interval.endswith("]") else outside).append(high)
+    return inside, outside
+
+
+def test_every_field_of_every_class_has_its_interval():
+    expected = {kind: [field.name for field in dataclasses.fields(kind)] for kind in INTERVALS}
+    actual = {kind: list(fields) for kind, fields in INTERVALS.items()}
+
+    assert actual == expected
+    assert list(INTERVALS) == [*OPTIMIZERS.values(), *SCHEDULES.values()]
+
+
+@pytest.mark.parametrize(("kind", "field"), FIELDS, ids=lambda value: getattr(value, "__name__", value))
+def test_field_is_accepted_to_the_ends_of_its_interval(kind, field):
+    inside, _ = ends(INTERVALS[kind][field])
+
+    expected = inside
+    actual = [getattr(checked(kind, field, value), field, None) for value in inside]
+
+    assert actual == expected
+    assert {type(value) for value in actual} == {type(value) for value in inside}
+
+
+@pytest.mark.parametrize(("kind", "field"), FIELDS, ids=lambda value: getattr(value, "__name__", value))
+def test_field_is_refused_beyond_the_ends_of_its_interval(kind, field):
+    _, outside = ends(INTERVALS[kind][field])
+    errors = [checked(kind, field, value) for value in outside]
+
+    expected = [ParameterError] * len(outside)
+    actual = [type(error) for error in errors]
+
+    assert actual == expected
+    assert all(str(error).startswith(f"'{field}' must be ") for error in errors)
+
+
+@pytest.mark.parametrize(("kind", "field"), FIELDS, ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize("value", ["1", [1], 1j, np.array(1), np.timedelta64(1), False, 0.25], ids=repr)
+def test_field_of_another_type_is_refused(kind, field, value):
+    interval = INTERVALS[kind][field]
+    good = {bool: interval == "flag", float: interval[0] in "[("}.get(type(value), False)
+    error = checked(kind, field, value)
+
+    assert good or type(error) is ParameterTypeError
+    assert good or str(error).startswith(f"'{field}' must be ")
+
+
+@pytest.mark.parametrize("kind", INTERVALS)
+def test_checked_settings_are_a_fixed_point(kind):
+    check = CALLS["optimizer" if kind in OPTIMIZERS.values() else "schedule"]
+
+    expected = check(kind())
+    actual = check(expected)
+
+    assert actual == expected
+    assert hash(actual) == hash(expected)  # plans are cached by them
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", OPTIMIZERS.values())
+def test_defaults_are_representable(kind, dtype):
+    checks.representable(kind(), dtype)
+
+
+# --- weights of rows and classes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("form", [list, tuple, np.array, read_only, unaligned, Foreign, lambda a: np.repeat(a, 2)[::2]])
+def test_row_weights_are_accepted_and_left_alone(form, dtype):
+    weights = form(np.array([0.5, 0, 2]))
+    before = snapshot(weights)
+
+    expected = [0.5, 0, 2]
+    actual = checks.row_weights(weights, ROWS, dtype)
+
+    assert_ready(actual, dtype, dimensions=1)
+    assert actual.tolist() == expected
+    assert snapshot(weights) == before
+
+
+CLASSES = [
+    ("binary_cross_entropy", [0, 1, 1, 1, 0, 1]),
+    ("binary_cross_entropy", [1, 1, 1, 1, 1, 1]),
+    ("cross_entropy", [0, 1, 2, 2, 2, 0]),
+    ("cross_entropy", [0, 1, 1, 3, 1, 0]),  # nobody in class 2
+]
+
+
+def rows_of_classes(loss, labels):
+    return (
+        one_hot(labels, max(labels) + 1).astype(float) if loss == "cross_entropy" else np.array(labels, float)[:, None]
+    )
+
+
+@pytest.mark.parametrize(("loss", "labels"), CLASSES)
+def test_balanced_weights_are_those_of_scikit_learn(loss, labels):
+    expected = compute_sample_weight("balanced", labels)
+    actual = checks.class_weights("balanced", loss, rows_of_classes(loss, labels), None)
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-15)
+
+
+@pytest.mark.parametrize(("loss", "labels"), CLASSES)
+def test_balanced_classes_have_the_same_sum_of_weights(loss, labels):
+    weights = np.array([1, 2, 0.5, 3, 0, 1])
+    actual = checks.class_weights("balanced", loss, rows_of_classes(loss, labels), weights)
+    sums = np.bincount(labels, actual)
+
+    np.testing.assert_allclose(sums[sums > 0], weights.sum() / np.count_nonzero(sums), rtol=1e-14)
+    np.testing.assert_array_equal(actual == 0, weights == 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("loss", "labels"), CLASSES)
+def test_weights_of_a_dict_are_multiplied_with_those_of_the_rows(loss, labels, dtype):
+    rows, weights = rows_of_classes(loss, labels).astype(dtype), np.arange(6, dtype=dtype)
+    before = snapshot(weights), snapshot(rows)
+
+    expected = [weight * {1: 0.25}.get(label, 1) for label, weight in zip(labels, range(6), strict=True)]
+    actual = checks.class_weights({1: 0.25}, loss, rows, weights)
+
+    assert_ready(actual, dtype, dimensions=1)
+    assert actual.tolist() == expected
+    assert (snapshot(weights), snapshot(rows)) == before
+
+
+BAD_CLASS_WEIGHTS = [
+    *(
+        ("balanced", loss, np.ones((6, 1)), ParameterError, "must be left out")
+        for loss in LOSSES.keys() - {*CLASSIFYING}
+    ),
+    ("balanced", "binary_cross_entropy", np.ones((6, 2)), ParameterError, "must be left out"),
+    ({0: 1.0}, "binary_cross_entropy", np.ones((6, 2)), ParameterError, "must be left out"),
+    (
+        "balanced",
+        "cross_entropy",
+        np.full((6, 2), 0.5),
+        DataError,
+        "'y' must hold class numbers where 'class_weight' is",
+    ),
+    ({2: 1.0}, "binary_cross_entropy", np.ones((6, 1)), ParameterError, r"classes in 0\.\.1, got 2"),
+    ({3: 1.0}, "cross_entropy", np.eye(3)[[0, 1, 2, 0, 1, 2]], ParameterError, r"classes in 0\.\.2, got 3"),
+    ({1: 0.0}, "binary_cross_entropy", np.ones((6, 1)), DataError, "'class_weight' must have a value above 0, got 6"),
+]
+
+
+@pytest.mark.parametrize(("value", "loss", "y", "error", "fragment"), BAD_CLASS_WEIGHTS)
+def test_bad_weights_of_classes_are_refused(value, loss, y, error, fragment):
+    with pytest.raises(error, match=fragment):
+        checks.class_weights(value, loss, y, None)
+
+
+def test_weights_of_classes_may_not_overflow():
+    rows = np.ones((ROWS, 1), np.float32)
+
+    with pytest.raises(DataError, match="'class_weight' must not overflow float32"):
+        checks.class_weights({1: 1e39}, "binary_cross_entropy", rows, None)
+
+
+# --- foreign objects and memory -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("check", DATA)
+def test_only_targets_may_be_names_of_classes(check):
+    expected = not check.startswith(("features", "row_weights"))
+    actual = "number class names with" in str(outcome(check, [["a"] * 4] * ROWS))
+
+    assert actual == expected
+
+
 def test_foreign_error_is_kept_as_the_cause():
     expected = RuntimeError("on a GPU")
     with pytest.raises(DataError) as caught:
@@ -822,7 +1269,7 @@ def test_any_data_passes_or_fails_by_a_typed_error(check, value):
         assert type(actual) in (DataError, ParameterTypeError)
         assert len(str(actual)) < 300
     else:
-        assert_ready(actual, FLOAT32 if check in IN_FLOAT32 else FLOAT64)
+        assert_ready(actual, FLOAT32 if check in IN_FLOAT32 else FLOAT64, 1 if check.startswith("row_weights") else 2)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)

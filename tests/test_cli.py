@@ -245,7 +245,9 @@ def start(*arguments):
     """Start the program with the reference, and return when training begins."""
     command = [sys.executable, "-m", "fastbp", "--backend", "numpy", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # children inherit it where a shell ignores it
     process = subprocess.Popen(command, env=environment(), text=True, **pipes)
+    signal.signal(signal.SIGINT, handler)
     process.stdout.readline()
     return process
 

@@ -27,18 +27,23 @@ TOP_LEVEL = {"LICENSE", "README.md", "benchmarks", "fastbp", "pyproject.toml", "
 MAY_IMPORT = {
     "choices": set(),
     "checks": {"choices"},
+    "checkpoint": {"checks"},
     "workspace": {"choices"},
     "jit": set(),
     "simd": {"jit"},
     "kernels": {"choices", "workspace", "jit", "simd"},
-    "reference": {"choices"},
-    "network": {"choices", "checks", "workspace", "jit", "kernels", "reference"},
-    "train": {"choices", "checks", "workspace", "network"},
+    "reference": {"choices", "workspace"},
+    "network": {"choices", "checks", "checkpoint", "workspace", "jit", "kernels", "reference"},
+    "progress": set(),
+    "train": {"choices", "checks", "checkpoint", "workspace", "progress", "network"},
     "xor": {"choices", "checks", "reference", "network", "train"},
+    "export": {"choices", "checks", "network"},
+    "plots": {"checks", "network", "train"},
+    "sklearn": {"choices", "checks", "progress", "network", "train"},
     "__init__": {"choices", "checks", "network", "train"},
     "__main__": {"__init__", "choices", "checks", "jit", "simd", "network", "train", "xor"},
 }
-WITHOUT_NUMBA = ["choices", "checks", "network", "reference"]
+WITHOUT_NUMBA = ["choices", "checks", "checkpoint", "network", "reference"]
 
 # Public kernels that have no twin in the reference, each with its reason.
 TILE = "a part of the kernel that calls it: which sums share registers"
@@ -57,14 +62,22 @@ ONLY_COMPILED = {
     "output_layer": LAYOUT,
     "transposed": LAYOUT,
     "gather": LAYOUT,
-    "top_layer": LAYOUT,
+    "weight_of": LAYOUT,
+    "add_scaled": "a loop of `penalty` and `decay`",
+    "power": "NumPy's own",
+    "cosine": "NumPy's own",
+    "set_rate": "a line of the twin of `run`",
     "bare_plan": LAYOUT,
     "bare_memory": LAYOUT,
 }
 
 # What users call has docstrings with numpydoc sections; inside the house formula, shapes and what is written do.
-WITH_SECTIONS = ["choices", "network", "train", "xor"]
-PUBLIC = {*fastbp.__all__, *(node.name for node in TREES["xor"].body if isinstance(node, ast.FunctionDef))}
+ROOMS = ["xor", "export", "plots", "sklearn"]  # whose names are public beside those of the package
+WITH_SECTIONS = ["choices", "network", "train", *ROOMS]
+PUBLIC = {
+    *fastbp.__all__,
+    *(node.name for room in ROOMS for node in TREES[room].body if isinstance(node, ast.FunctionDef | ast.ClassDef)),
+}
 
 # Saved networks and compiled code on disk hold these numbers: rows may be added, never changed.
 CODES = {
@@ -74,17 +87,52 @@ CODES = {
     "RELU": 3,
     "LEAKY_RELU": 4,
     "SOFTMAX": 5,
+    "ELU": 6,
+    "GELU": 7,
+    "SILU": 8,
+    "SOFTPLUS": 9,
+    "EXPONENTIAL": 10,
     "SQUARED_ERROR": 0,
     "BINARY_CROSS_ENTROPY": 1,
     "CROSS_ENTROPY": 2,
+    "ABSOLUTE_ERROR": 3,
+    "HUBER": 4,
+    "POISSON": 5,
     "KEEP_GRADIENT": 0,
     "PLAIN_SGD": 1,
     "MOMENTUM_SGD": 2,
     "ADAM": 3,
+    "RMSPROP": 4,
+    "IRPROP": 5,
+    "ADAMW": 6,
+    "CONSTANT": 0,
+    "EXPONENTIAL_DECAY": 1,
+    "INVERSE_SCALING": 2,
+    "COSINE": 3,
+    "REDUCE_ON_PLATEAU": 4,
 }
 NAMES = {
-    "ACTIVATIONS": {"identity": 0, "sigmoid": 1, "tanh": 2, "relu": 3, "leaky_relu": 4, "softmax": 5},
-    "LOSSES": {"squared_error": 0, "binary_cross_entropy": 1, "cross_entropy": 2},
+    "ACTIVATIONS": {
+        "identity": 0,
+        "sigmoid": 1,
+        "tanh": 2,
+        "relu": 3,
+        "leaky_relu": 4,
+        "softmax": 5,
+        "elu": 6,
+        "gelu": 7,
+        "silu": 8,
+        "softplus": 9,
+        "exponential": 10,
+    },
+    "LOSSES": {
+        "squared_error": 0,
+        "binary_cross_entropy": 1,
+        "cross_entropy": 2,
+        "absolute_error": 3,
+        "huber": 4,
+        "poisson": 5,
+    },
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -32,7 +32,39 @@ CONFIGURATIONS = {  # rows, settings; 5 inputs
     "no bias": (70, {"hidden": 33, "activation": "sigmoid", "bias": False, "reduction": "sum"}),
     "binary": (70, {"hidden": 20, "activation": "leaky_relu", "loss": "binary_cross_entropy"}),
     "classes": (70, {"hidden": (20, 12), "loss": "cross_entropy", "optimizer": "sgd"}),
-}
+    "elu, softplus, exponential decay": (
+        70,
+        {
+            "hidden": (9, 17), "activation": ("elu", "softplus"), "loss": "huber", "optimizer": "rmsprop",
+            "schedule": fastbp.ExponentialDecay(0.9),
+        },
+    ),
+    "gelu, silu, dropout, weights": (
+        70,
+        {
+            "hidden": (17, 9), "activation": ("gelu", "silu"), "loss": "absolute_error", "dropout": (0.3, 0.1),
+            "sample_weight": np.arange(70) % 3, "optimizer": fastbp.AdamW(weight_decay=0.1), "l2": 0.1,
+            "schedule": fastbp.InverseScaling(0.3),
+        },
+    ),
+    "poisson, clipping, validation": (
+        70,
+        {
+            "hidden": 9, "activation": "exponential", "loss": "poisson", "optimizer": "sgd", "clip_norm": 0.5,
+            "validation": 0.3, "patience": 60, "dropout": 0.2, "schedule": fastbp.CosineDecay(50, warmup=5),
+        },
+    ),
+    "signs alone": (
+        70, {"hidden": 9, "activation": "silu", "optimizer": "irprop", "batch_size": None, "validation": 0.3}
+    ),
+    "plateaus": (
+        70,
+        {
+            "hidden": 9, "loss": "cross_entropy", "validation": 0.3, "watch": "score", "patience": 60,
+            "schedule": fastbp.ReduceOnPlateau(0.5, patience=1),
+        },
+    ),
+}  # fmt: skip
 LAYOUTS = {
     "Fortran": np.asfortranarray,
     "strided": lambda X: np.repeat(X, 2, axis=1)[::-1, ::2],
@@ -53,6 +85,8 @@ def data(rows, loss="squared_error"):
     score = X[:, 0] * X[:, 1] + X[:, 2]
     if loss == "cross_entropy":
         return X, np.digitize(score, [-0.3, 0.3])
+    if loss == "poisson":
+        return X, np.floor(3 * np.abs(score))
     return X, score > 0 if loss == "binary_cross_entropy" else np.column_stack([score, -X[:, 3]])
 
 
@@ -87,7 +121,8 @@ def bits():
     for name in CONFIGURATIONS:
         for dtype in DTYPES:
             X, result = trained(name, dtype, 50)
-            arrays = result.network.params, result.loss, result.error, result.network.predict(X)
+            arrays = [result.network.params, result.loss, result.error, result.network.predict(X)]
+            arrays += [result.validation_loss, result.validation_error] if result.validation_loss is not None else []
             hashes[f"{name}, {dtype}"] = sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
     return hashes
 
@@ -160,7 +195,7 @@ def leaks():
                     result.network.predict(X)
 
     tracemalloc.start()
-    trainings(500)  # until lists that Python keeps for the next tuple are full
+    trainings(1000)  # until lists that Python keeps for the next tuple are full
     before = state()
     trainings(1000)
     after = state()
@@ -194,10 +229,16 @@ def runs_here(processor):
 
 
 @functools.cache
+def native():
+    """What a process says that generates code for this CPU."""
+    return work("bits", "versions")
+
+
+@functools.cache
 def results():
-    """What each process says; two work at a time."""
+    """What processes say that generate other code; two work at a time."""
+    futures = {}
     with ThreadPoolExecutor(2) as pool:
-        futures = {"native": pool.submit(work, "bits", "versions")}
         for processor in ("haswell", "skylake-avx512") if X86 else ():
             names = ["assembly", "bits"] if runs_here(processor) else ["assembly"]
             pinned = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": "", "FASTBP_CACHE": "0"}
@@ -209,23 +250,31 @@ def results():
 @functools.cache
 def warm():
     """What a process says that finds all compiled code in the cache."""
-    results()
+    native()
     return work("bits", "versions", "allocations", "leaks", NUMBA_NRT_STATS="1")
 
 
-@pytest.mark.parametrize("process", ["haswell", "skylake-avx512", "bounds checks", "warm"])
+@pytest.mark.slow
+@pytest.mark.parametrize("process", ["haswell", "skylake-avx512", "bounds checks"])
 def test_same_bits_from_all_code(process):
-    result = warm() if process == "warm" else results().get(process, {})
+    result = results().get(process, {})
     if "bits" not in result:
         pytest.skip("this CPU cannot run the code")
-    expected = results()["native"]["bits"]
+    expected = native()["bits"]
     actual = result["bits"]
 
     assert actual == expected
 
 
+def test_same_bits_from_cached_code():
+    expected = native()["bits"]
+    actual = warm()["bits"]
+
+    assert actual == expected
+
+
 def test_configurations_differ_in_their_bits():
-    hashes = results()["native"]["bits"].values()
+    hashes = native()["bits"].values()
 
     assert len(set(hashes)) == len(CONFIGURATIONS) * len(DTYPES)
 
@@ -233,7 +282,7 @@ def test_configurations_differ_in_their_bits():
 @pytest.mark.parametrize("entry", ["run", "predict"])
 def test_one_version_of_each_precision_serves_everything(entry):
     expected = len(DTYPES)
-    actual = results()["native"]["versions"][entry]["versions"]
+    actual = native()["versions"][entry]["versions"]
 
     assert actual == expected
 
@@ -305,6 +354,7 @@ def pieces(loop, processor, dtype):
     raise AssertionError([name for name, _ in kernels])
 
 
+@pytest.mark.slow
 @x86
 @processors
 @dtypes
@@ -317,6 +367,7 @@ def test_sums_fill_whole_registers_and_hide_the_latency(loop, processor, dtype):
     assert max(sums) >= 8  # two units, and four cycles until a sum can be added to again
 
 
+@pytest.mark.slow
 @x86
 @processors
 @dtypes
@@ -328,6 +379,7 @@ def test_sums_stay_in_registers(loop, processor, dtype):
     assert spilled == []
 
 
+@pytest.mark.slow
 @x86
 @processors
 @entries
@@ -337,6 +389,7 @@ def test_no_scalars_are_multiplied_and_added_at_once(entry, processor, dtype):
         assert re.findall(r"\bvfn?m(?:add|sub)\d+s[sd]\b.*", code) == []
 
 
+@pytest.mark.slow
 @x86
 @processors
 @entries
@@ -353,6 +406,7 @@ def test_kernels_call_each_other_and_nothing_else(entry, processor, dtype):
     assert called - ALLOWED == set()
 
 
+@pytest.mark.slow
 @x86
 @processors
 @entries

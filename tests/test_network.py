@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scipy.special import erf
+from scipy.stats import kstest, norm, uniform
 
 import fastbp
 from fastbp.checks import DataError, ParameterError, ParameterTypeError, ResourceError
@@ -31,12 +33,16 @@ def model(loss, output, activation, dtype="float64", sizes=(4, 7, 5, 3)):
     network = Network(sizes, activation=activation, output=output, loss=loss, seed=1, dtype=dtype)
     for bias in network.biases:
         bias[:] = np.linspace(-0.3, 0.4, bias.size)
+    if activation == "exponential":
+        network.params *= 0.3  # layer on layer of them grows beyond what differences can resolve
     return network
 
 
 def targets(loss, rows, rng):
     if loss == "cross_entropy":
         return rng.integers(0, 3, rows)
+    if loss == "poisson":
+        return rng.poisson(1.5, (rows, 3))
     return rng.integers(0, 2, (rows, 3)) if loss == "binary_cross_entropy" else rng.normal(size=(rows, 3))
 
 
@@ -112,7 +118,8 @@ def test_network_describes_itself():
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_output_is_the_partner_of_the_loss(loss):
-    expected = {"squared_error": "identity", "binary_cross_entropy": "sigmoid", "cross_entropy": "softmax"}[loss]
+    partners = {"binary_cross_entropy": "sigmoid", "cross_entropy": "softmax", "poisson": "exponential"}
+    expected = partners.get(loss, "identity")
     actual = Network((2, 3), loss=loss).activations[-1]
 
     assert actual == expected
@@ -120,17 +127,14 @@ def test_output_is_the_partner_of_the_loss(loss):
 
 # --- initial weights ----------------------------------------------------------------------------------------------
 
-# Whether weights of a layer with so many inputs and outputs follow the formula.
-FORMULAS = {
-    "glorot_uniform": lambda w, inputs, outputs: (
-        abs(w).max() < np.sqrt(6 / (inputs + outputs)) < 1.01 * abs(w).max()
-        and abs(w.mean()) < 0.02 * abs(w).max()
-        and abs(w.std() / abs(w).max() - 1 / np.sqrt(3)) < 0.01
-    ),
-    "uniform": lambda w, inputs, outputs: (
-        0 <= w.min() < 0.01 and 0.99 < w.max() < 1 and abs(w.mean() - 0.5) < 0.02 and abs(w.std() - 12**-0.5) < 0.01
-    ),
-    "zeros": lambda w, inputs, outputs: not w.any(),
+# The distribution of the weights of a layer with so many inputs and outputs.
+DISTRIBUTIONS = {
+    "glorot_uniform": lambda inputs, outputs: uniform(-(r := np.sqrt(6 / (inputs + outputs))), 2 * r),
+    "glorot_normal": lambda inputs, outputs: norm(0, np.sqrt(2 / (inputs + outputs))),
+    "he_uniform": lambda inputs, outputs: uniform(-(r := np.sqrt(6 / inputs)), 2 * r),
+    "he_normal": lambda inputs, outputs: norm(0, np.sqrt(2 / inputs)),
+    "uniform": lambda inputs, outputs: uniform(0, 1),
+    "zeros": lambda inputs, outputs: None,
 }
 
 
@@ -140,8 +144,24 @@ def test_weights_are_drawn_by_their_formula_and_biases_are_zero(init, dtype):
     network = Network((40, 120, 60), init=init, seed=3, dtype=dtype)
 
     for weights, biases in zip(network.weights, network.biases, strict=True):
-        assert FORMULAS[init](weights, *weights.shape)
+        distribution = DISTRIBUTIONS[init](*weights.shape)
+
+        if distribution:
+            low, high = distribution.support()
+            assert kstest(weights.ravel(), distribution.cdf).pvalue > 0.01
+            assert low <= weights.min() < weights.max() <= high
+            assert abs(weights.std() / distribution.std() - 1) < 0.02
+        else:
+            assert not weights.any()
         assert not biases.any()
+
+
+@pytest.mark.parametrize("init", [init for init in INITIALISERS if init != "zeros"])
+def test_each_weight_is_drawn_anew(init):
+    expected = 40 * 120 + 120 * 60
+    actual = np.unique(np.concatenate([w.ravel() for w in Network((40, 120, 60), init=init, seed=3).weights])).size
+
+    assert actual == expected
 
 
 def test_uniform_weights_are_those_of_the_notebook():
@@ -214,6 +234,11 @@ def test_prediction_is_the_textbook_formula(loss, output, activation, rng):
         "tanh": np.tanh,
         "relu": lambda z: np.maximum(z, 0),
         "leaky_relu": lambda z: np.where(z > 0, z, 0.01 * z),
+        "elu": lambda z: np.where(z > 0, z, np.expm1(z)),
+        "gelu": lambda z: z * (1 + erf(z / np.sqrt(2))) / 2,
+        "silu": lambda z: z / (1 + np.exp(-z)),
+        "softplus": lambda z: np.log(1 + np.exp(z)),
+        "exponential": np.exp,
         "softmax": lambda z: np.exp(z) / np.exp(z).sum(axis=1, keepdims=True),
     }
     network, X = model(loss, output, activation), rng.normal(size=(21, 4))
@@ -348,6 +373,29 @@ def test_gradient_is_the_first_step_of_training(loss, rows, rng):
     assert value == result.loss[0]
     assert gradient.shape == before.shape
     np.testing.assert_allclose(actual, expected, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("rows", [1, 9, 300])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_weighted_loss_is_that_of_repeated_rows(loss, rows, rng):
+    network = model(loss, None, "tanh")
+    X, y, weights = rng.normal(size=(rows, 4)), targets(loss, rows, rng), rng.integers(0, 4, rows)
+    weights[0] = 2
+
+    expected_loss, expected = network.loss_and_gradient(np.repeat(X, weights, axis=0), np.repeat(y, weights, axis=0))
+    actual_loss, actual = network.loss_and_gradient(X, y, sample_weight=weights)
+
+    assert actual_loss == pytest.approx(expected_loss, rel=1e-12)
+    np.testing.assert_allclose(actual, expected, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("weights", "error"),
+    [([1.0], DataError), ([0.0] * 4, DataError), ([1, 1, 1, -1], DataError), (1.0, ParameterTypeError)],
+)
+def test_bad_weights_of_rows_are_refused(weights, error):
+    with pytest.raises(error, match="'sample_weight'"):
+        Network((2, 1)).loss_and_gradient(XOR_X, [0, 1, 1, 0], weights)
 
 
 def test_gradient_of_float32_agrees_with_float64(rng):

@@ -20,7 +20,7 @@ import numba
 import numpy as np
 import pytest
 
-from fastbp import jit, simd
+from fastbp import jit, reference, simd
 from fastbp.simd import (
     add_lane_sums,
     add_outer,
@@ -31,8 +31,10 @@ from fastbp.simd import (
     load,
     load_rows,
     multiply_add,
+    random_bits,
     store,
     transpose,
+    uniform,
     zeros,
 )
 
@@ -388,6 +390,43 @@ def test_product_that_rounds_to_one_leaves_its_rest(dtype):
 
     assert_same_bits(actual, expected)
     assert_same_bits(evaluate("x * y + (-1)", 1 + e, 1 - e), 0 * e)
+
+
+# --- random numbers -------------------------------------------------------------------------------------------------
+
+COUNTERS = [0, 1, 2**32 - 8, 2**63 - 1, 2**64 - 1, 2**64 - 5, 0x9E3779B97F4A7C15]
+
+
+def test_random_bits_equal_their_twins(rng):
+    counters = np.concatenate([np.array(COUNTERS, np.uint64), rng.integers(0, 2**64, 100, np.uint64)])
+
+    @njit
+    def function(counters, out):
+        for k in range(counters.size):
+            out[k] = random_bits(counters[k])
+
+    expected = reference.random_bits(counters)
+    actual = np.zeros_like(counters)
+    function(counters, actual)
+
+    np.testing.assert_array_equal(actual, expected)
+
+
+@dtypes
+def test_uniform_numbers_equal_their_twins(dtype, rng):
+    @njit
+    def function(counter, out):
+        store(at(out, 3), 0, uniform(at(out, 0), counter))
+
+    for counter in [*np.array(COUNTERS, np.uint64), *rng.integers(0, 2**64, 100, np.uint64)]:
+        actual = buffers(rng, dtype, 1)[0]
+        expected = actual.copy()
+        with np.errstate(over="ignore"):
+            counters = counter + np.arange(lanes(dtype), dtype=np.uint64)
+        expected[3:][: lanes(dtype)] = reference.uniform(np.dtype(dtype), counters)
+        function(counter, actual)
+
+        assert_same_bits(actual, expected)
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------

@@ -1,20 +1,46 @@
 """`train` does what its docstring says: the notebook, the same bits however it is run, Ctrl-C, bad arguments."""
 
+import inspect
 import json
 import os
+import pickle
+import re
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from scipy.special import huber, xlogy
+from sklearn.linear_model import Ridge
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.utils.class_weight import compute_sample_weight
 
 import fastbp
 from fastbp.checks import DataError, DivergenceError, ParameterError, ParameterTypeError, ResourceError
-from fastbp.choices import BACKENDS, LOSSES, REDUCTIONS, SGD, Adam
+from fastbp.choices import (
+    BACKENDS,
+    CLASSIFYING,
+    LOSSES,
+    OPTIMIZERS,
+    REDUCTIONS,
+    SCHEDULES,
+    SGD,
+    Adam,
+    AdamW,
+    Constant,
+    CosineDecay,
+    ExponentialDecay,
+    InverseScaling,
+    IRprop,
+    ReduceOnPlateau,
+    RMSprop,
+)
+from fastbp.workspace import FACTOR, STALE, STALE_RATE
 
-train, Network = fastbp.train, fastbp.Network
+train, resume, Network = fastbp.train, fastbp.resume, fastbp.Network
 MODULE = sys.modules["fastbp.train"]  # the name fastbp.train may stand for the function
 MULTI_BLOCK = 150  # rows of a batch that takes several blocks in either precision
 
@@ -58,6 +84,8 @@ def task(loss, rows=37, inputs=3):
     if loss == "cross_entropy":
         return X, rng.integers(0, 3, rows)
     y = X[:, :2] * [1, -2] + 0.1 * rng.normal(size=(rows, 2))
+    if loss == "poisson":
+        return X, rng.poisson(np.exp(y / 2))
     return X, (y > 0) if loss == "binary_cross_entropy" else y
 
 
@@ -426,6 +454,9 @@ LOSS_FORMULAS = {
     "squared_error": lambda p, y: (0.5 * (p - y) ** 2).sum(axis=1).mean(),
     "binary_cross_entropy": lambda p, y: (-y * np.log(p) - (1 - y) * np.log(1 - p)).sum(axis=1).mean(),
     "cross_entropy": lambda p, y: -(y * np.log(p)).sum(axis=1).mean(),
+    "absolute_error": lambda p, y: np.abs(p - y).sum(axis=1).mean(),
+    "huber": lambda p, y: huber(1.0, p - y).sum(axis=1).mean(),
+    "poisson": lambda p, y: (p - y + xlogy(y, y / p)).sum(axis=1).mean(),
 }
 
 
@@ -589,6 +620,7 @@ runs = {
     "many shuffled epochs": (tiny, (2, 2, 1), dict(epochs=20_000_000, batch_size=2)),
     "one long epoch": (long, (32, 512, 512, 1), dict(epochs=1)),
     "one long epoch in order": (long, (32, 512, 512, 1), dict(epochs=1, shuffle=False)),
+    "one long validation": ((long[0][:4], long[1][:4]), (32, 512, 512, 1), dict(epochs=1, validation=long)),
 }
 
 def small():
@@ -632,7 +664,8 @@ def interrupted():
 
 
 @pytest.mark.parametrize(
-    "run", ["many tiny epochs", "many shuffled epochs", "one long epoch", "one long epoch in order"]
+    "run",
+    ["many tiny epochs", "many shuffled epochs", "one long epoch", "one long epoch in order", "one long validation"],
 )
 def test_ctrl_c_arrives_within_50_ms_and_keeps_the_weights(run, interrupted):
     assert interrupted[run]["wrong"] == []
@@ -721,6 +754,1090 @@ def test_given_network_keeps_the_last_finite_weights():
     assert network.params.tobytes() == twin.params.tobytes()
 
 
+# --- every extra --------------------------------------------------------------------------------------------------
+
+WEIGHTS = np.arange(37) % 4 / 2  # of the rows of `task`; some are 0
+HELD = np.arange(37) % 3 == 0  # rows for validation, where they are handed in
+
+
+def held_out(loss="squared_error", weighted=False):
+    """Data for validation."""
+    X, y = task(loss)
+    return (X[HELD], y[HELD], WEIGHTS[HELD]) if weighted else (X[HELD], y[HELD])
+
+
+# What `train` can do beyond batches, activations and losses. Each row is run by both back ends, in chunks of any size,
+# with a callback, by `resume`, and from data that must not be written to.
+EXTRAS = {
+    "huber_delta": {"loss": "huber", "huber_delta": 0.3},
+    "l2": {"l2": 0.5},
+    "l2 summed": {"l2": 0.5, "reduction": "sum", "learning_rate": 0.005},
+    "dropout": {"dropout": 0.3},
+    "dropout of one layer": {"dropout": (0.0, 0.4)},
+    "clip_norm": {"clip_norm": 0.1},
+    "sample_weight": {"sample_weight": WEIGHTS},
+    "class_weight": {"loss": "cross_entropy", "class_weight": {0: 0.5, 2: 3.0}},
+    "balanced": {"loss": "cross_entropy", "class_weight": "balanced", "sample_weight": WEIGHTS},
+    "share": {"validation": 0.3},
+    "share with weights": {"validation": 0.3, "sample_weight": WEIGHTS},
+    "data": {"validation": held_out()},
+    "data with weights": {"validation": held_out(weighted=True), "loss": "absolute_error"},
+    "data of classes": {"validation": held_out("cross_entropy"), "loss": "cross_entropy"},
+    "data of counts": {"validation": held_out("poisson"), "loss": "poisson", "watch": "score", "patience": 20},
+    "patience": {"validation": 0.3, "patience": 4, "min_delta": 0.2},
+    "best is not the last": {"validation": 0.3, "patience": 50, "learning_rate": 0.3},
+    "patience without validation": {"patience": 1, "min_delta": 0.03},
+    "score": {"loss": "cross_entropy", "validation": held_out("cross_entropy"), "patience": 2, "watch": "score"},
+    "gelu and silu": {"activation": ("gelu", "silu"), "output": "gelu"},
+    "plain SGD": {"optimizer": "sgd", "learning_rate": 0.05},
+    "momentum": {"optimizer": SGD(momentum=0.9), "learning_rate": 0.01},
+    "nesterov": {"optimizer": SGD(momentum=0.9, nesterov=True), "learning_rate": 0.01},
+    "epsilon_hat": {"optimizer": Adam(epsilon=0.1, epsilon_hat=True)},
+    "adamw": {"optimizer": AdamW(weight_decay=0.1), "learning_rate": 0.01},
+    "rmsprop": {"optimizer": "rmsprop"},
+    "irprop": {"optimizer": "irprop", "batch_size": None},
+    "exponential": {"schedule": ExponentialDecay(0.8)},
+    "inverse scaling": {"schedule": InverseScaling(pace=0.5)},
+    "cosine": {"schedule": CosineDecay(epochs=9, warmup=3, minimum=0.1)},
+    "plateau": {"schedule": ReduceOnPlateau(0.5, patience=2, min_delta=0.1, minimum=0.2)},
+    "plateau of the validation": {"schedule": ReduceOnPlateau(0.5, patience=1, min_delta=0.1), "validation": 0.3},
+    "plateau that stops": {"schedule": ReduceOnPlateau(0.5, patience=2, min_delta=1e9, minimum=0.6, stop=True)},
+    "all at once": {
+        "l2": 0.1, "dropout": (0.2, 0.1), "clip_norm": 1.0, "sample_weight": WEIGHTS, "validation": 0.3, "patience": 4,
+        "schedule": "exponential", "optimizer": SGD(momentum=0.9), "learning_rate": 0.01,
+    },
+}  # fmt: skip
+TINY = {"hidden": (5, 4), "batch_size": 4}  # which has a path of its own where there are no extras
+EXTRAS |= {
+    "tiny l2": TINY | {"l2": 0.5},
+    "tiny dropout": TINY | {"dropout": 0.3},
+    "tiny clip_norm": TINY | {"clip_norm": 0.1},
+    "tiny sample_weight": TINY | {"sample_weight": WEIGHTS},
+    "tiny share": TINY | {"validation": 0.3},
+    "tiny gelu": TINY | {"activation": "gelu", "output": "silu"},
+}
+RUNS = [
+    (name, size)
+    for name, row in EXTRAS.items()
+    for size in ([row["batch_size"]] if "batch_size" in row else [10, None])
+]
+
+
+def arguments(name, **changed):
+    """X, y and settings of a row of EXTRAS."""
+    settings = {"hidden": (9, 4), "activation": "tanh", "learning_rate": 0.02, "batch_size": 10, "seed": 3}
+    settings |= EXTRAS[name]
+    X, y = task(settings.get("loss", "squared_error"))
+    return {"X": X, "y": y} | settings | changed
+
+
+def outcome(result):
+    """All that a run tells, but times."""
+    arrays = {name: getattr(result, name) for name in ("loss", "error", *VALIDATED)}
+    told = {name: None if array is None else array.tolist() for name, array in arrays.items()}
+    last = {name: array.tobytes() for name, array in result.state.arrays.items()} | {
+        "last": result.state.params.tobytes()
+    }
+    return told | last | {
+        "params": result.network.params.tobytes(), "best_epoch": result.best_epoch, "stopped": result.stopped,
+    }  # fmt: skip
+
+
+VALIDATED = ("validation_loss", "validation_error", "validation_score")
+
+
+def test_every_optimizer_and_schedule_is_an_extra():
+    """Adam and a constant rate are what the other rows have."""
+    used = [settings.get(name) for settings in EXTRAS.values() for name in ("optimizer", "schedule")]
+    kinds = {Adam, Constant} | {type(value) for value in used}
+    names = {value for value in used if isinstance(value, str)}
+
+    for name, kind in (OPTIMIZERS | SCHEDULES).items():
+        assert kind in kinds or name in names
+
+
+@pytest.mark.parametrize(("name", "batch_size"), RUNS)
+def test_back_ends_agree_with_extras(name, batch_size):
+    settings = arguments(name, batch_size=batch_size, epochs=12)
+
+    expected = train(**settings, backend="numpy")
+    actual = train(**settings)
+
+    assert (actual.stopped, actual.best_epoch) == (expected.stopped, expected.best_epoch)
+    np.testing.assert_allclose(actual.network.params, expected.network.params, rtol=1e-9, atol=1e-12)
+    for figure in ("loss", "error", *VALIDATED):
+        if getattr(expected, figure) is None:
+            assert getattr(actual, figure) is None
+        else:
+            np.testing.assert_allclose(getattr(actual, figure), getattr(expected, figure), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_float32_agrees_with_float64(name):
+    expected = train(**arguments(name, epochs=1, batch_size=None))
+    actual = train(**arguments(name, epochs=1, batch_size=None, dtype="float32"))
+
+    assert actual.network.params.dtype == np.float32
+    assert actual.loss.dtype == np.float64
+    np.testing.assert_allclose(actual.loss, expected.loss, rtol=1e-5)
+    if expected.validation_loss is not None and not EXTRAS[name].get("dropout"):  # float32 has fewer random bits
+        np.testing.assert_allclose(actual.validation_loss, expected.validation_loss, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_chunking_never_shows_with_extras(name, monkeypatch):
+    runs = []
+    for seconds in (0, 0.5):  # 0: one block a chunk
+        monkeypatch.setattr(MODULE, "CHUNK_SECONDS", seconds)
+        runs.append(outcome(train(**arguments(name, epochs=40))))
+
+    assert runs[1] == runs[0]
+
+
+@pytest.mark.parametrize("every", [1, 3, 1000])
+@pytest.mark.parametrize("name", EXTRAS)
+def test_callback_never_shows(name, every):
+    expected = outcome(train(**arguments(name, epochs=20)))
+    actual = outcome(train(**arguments(name, epochs=20), callback=lambda state: None, callback_every=every))
+
+    assert actual == expected
+
+
+def frozen(value):
+    """The same with arrays that cannot be written to."""
+    if isinstance(value, tuple):
+        return tuple(map(frozen, value))
+    return read_only(value) if isinstance(value, np.ndarray) else value
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_no_argument_is_written_to(name):
+    settings = arguments(name, epochs=3)
+    given = [*settings.values(), *(settings["validation"] if isinstance(settings.get("validation"), tuple) else ())]
+    before = [contents(value) for value in given]
+
+    expected = outcome(train(**settings))
+    actual = outcome(train(**{name: frozen(value) for name, value in settings.items()}))
+
+    assert actual == expected
+    assert [contents(value) for value in given] == before
+
+
+# --- weights ------------------------------------------------------------------------------------------------------
+
+WEIGHTED = [
+    {"optimizer": "sgd", "learning_rate": 0.1},
+    {"optimizer": "adam", "learning_rate": 0.01},
+    {"optimizer": "sgd", "learning_rate": 0.1, "l2": 0.7},
+    {"optimizer": "sgd", "learning_rate": 0.005, "reduction": "sum"},
+    {"optimizer": "irprop"},
+]
+
+
+def assert_close(actual, expected):
+    np.testing.assert_allclose(actual.network.params, expected.network.params, rtol=1e-10, atol=1e-13)
+    np.testing.assert_allclose(actual.loss, expected.loss, rtol=1e-12)
+    np.testing.assert_allclose(actual.error, expected.error, rtol=1e-12)
+
+
+@pytest.mark.parametrize("settings", WEIGHTED, ids=str)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_whole_weight_is_a_number_of_copies_of_the_row(loss, settings):
+    X, y = task(loss)
+    times = np.arange(37) % 4  # 0: no row at all
+    settings = {"hidden": 5, "activation": "tanh", "batch_size": None, "epochs": 5, "seed": 0, "loss": loss} | settings
+
+    expected = train(np.repeat(X, times, axis=0), np.repeat(y, times, axis=0), **settings)
+    actual = train(X, y, **settings, sample_weight=times)
+
+    assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_of_rows_are_those_of_the_batch_they_are_in(backend):
+    """Worked by hand: two batches of y = w x with x = 1, w = 0, whose means are weighted."""
+    settings = {"bias": False, "init": "zeros", "optimizer": "sgd", "learning_rate": 0.1, "shuffle": False}
+    weights = [3, 1, 0.5]
+    result = train(
+        np.ones((3, 1)), [2, 4, 8], **settings, batch_size=2, epochs=1, sample_weight=weights, backend=backend
+    )
+
+    # w = 0.1 (3 * 2 + 4) / 4 = 0.25, then w += 0.1 (8 - 0.25)
+    expected = [0.25 + 0.775, (3 * 2 + 8 + 0.25 * 7.75**2) / 4.5, (3 * 2 + 4 + 0.5 * 7.75) / 4.5]
+    actual = [result.network.params[0], result.loss[0], result.error[0]]
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_batch_without_weight_changes_nothing(backend):
+    X, y = task("squared_error")
+    settings = {"hidden": 4, "optimizer": "sgd", "shuffle": False, "batch_size": 10, "epochs": 4, "seed": 0}
+    weights = np.where(np.arange(37) // 10 == 1, 0, 1.0)
+
+    expected = train(X[weights > 0], y[weights > 0], **settings, backend=backend)
+    actual = train(X, y, **settings, sample_weight=weights, backend=backend)
+
+    assert_close(actual, expected)
+
+
+def test_common_factor_of_all_weights_does_not_matter():
+    expected = train(**arguments("sample_weight", epochs=5))
+    actual = train(**arguments("sample_weight", epochs=5, sample_weight=WEIGHTS * 64))  # which rounds nothing
+
+    np.testing.assert_array_equal(actual.loss, expected.loss)
+    np.testing.assert_allclose(actual.network.params, expected.network.params, rtol=1e-12)
+
+
+CLASS_WEIGHTS = {
+    "dict": {0: 0.5, 2: 3.0},
+    "dict of some": {1: 0.0},
+    "empty dict": {},
+    "balanced": "balanced",
+}
+
+
+@pytest.mark.parametrize("given", CLASS_WEIGHTS)
+@pytest.mark.parametrize("loss", CLASSIFYING)
+def test_class_weight_is_a_weight_of_each_row(loss, given):
+    X, y = task(loss)
+    y = y if loss == "cross_entropy" else y[:, 0]
+    value = CLASS_WEIGHTS[given]
+    value = {key: weight for key, weight in value.items() if key <= y.max()} if isinstance(value, dict) else value
+    settings = {"hidden": 4, "loss": loss, "epochs": 5, "seed": 0}
+    classes = value if value == "balanced" else {c: value.get(c, 1.0) for c in np.unique(y).tolist()}
+
+    expected = train(X, y, **settings, sample_weight=compute_sample_weight(classes, y))
+    actual = train(X, y, **settings, class_weight=value)
+
+    np.testing.assert_allclose(actual.loss, expected.loss, rtol=1e-13)
+    np.testing.assert_allclose(actual.network.params, expected.network.params, rtol=1e-12, atol=1e-15)
+
+
+def test_weights_of_classes_and_rows_are_multiplied():
+    X, y = task("cross_entropy")
+    settings = {"hidden": 4, "loss": "cross_entropy", "epochs": 5, "seed": 0}
+    factors = np.array([0.5, 1.0, 4.0])
+
+    expected = bits(train(X, y, **settings, sample_weight=WEIGHTS * factors[y]))
+    actual = bits(train(X, y, **settings, sample_weight=WEIGHTS, class_weight={0: 0.5, 2: 4.0}))
+
+    assert actual == expected
+
+
+def test_classes_are_balanced_among_the_rows_trained_on():
+    X, y = task("cross_entropy")
+    settings = {"hidden": 4, "loss": "cross_entropy", "epochs": 5, "seed": 0}
+    rest = ~held_rows(0, 0.3)
+
+    expected = train(X[rest], y[rest], **settings, class_weight="balanced", batch_size=None)
+    actual = train(X, y, **settings, class_weight="balanced", batch_size=None, validation=0.3)
+
+    np.testing.assert_allclose(actual.network.params, expected.network.params, rtol=1e-12)
+
+
+# --- regularisation -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("reduction", "rows"), [("mean", 1), ("mean", 2), ("sum", 2)])
+def test_l2_shrinks_weights_and_not_biases(reduction, rows, backend):
+    """All residuals are 0, so that nothing but the penalty moves a weight."""
+    network = Network((1, 2, 1), activation="identity")
+    network.params[:] = [4, 5, 6, 7, 0, 0, 3]  # W, b, W, b of the two layers
+    settings = {"network": network, "optimizer": "sgd", "learning_rate": 0.25, "epochs": 1, "batch_size": None}
+    divisor = rows if reduction == "mean" else 1
+    result = train([[0.0]] * rows, [3.0] * rows, **settings, l2=0.5, reduction=reduction, backend=backend)
+
+    expected = [*(np.array([4, 5]) * (1 - 0.25 * 0.5 / divisor)), 6, 7, 0, 0, 3]
+    actual = network.params.tolist()
+
+    assert actual == expected
+    assert result.loss.tolist() == [0.5 / 2 * (4**2 + 5**2) / rows]
+    assert result.error.tolist() == [0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_huber_delta_is_where_the_loss_ceases_to_be_quadratic(backend):
+    """Worked by hand: y = w x with w = 0 and x = 1, 1, of which one residual is beyond delta."""
+    settings = {"bias": False, "init": "zeros", "optimizer": "sgd", "learning_rate": 1.0, "batch_size": None}
+    result = train(
+        [[1.0], [1.0]], [5, 0.25], **settings, epochs=1, loss="huber", huber_delta=0.5, reduction="sum", backend=backend
+    )
+
+    expected = [0.5 + 0.25, (0.5 * (5 - 0.25) + 0.25**2 / 2) / 2]
+    actual = [result.network.params[0], result.loss[0]]
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-14)
+    assert result.network.huber_delta == 0.5
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_model_without_hidden_layers_becomes_ridge_regression(weighted, rng):
+    X, y = rng.normal(size=(50, 3)), rng.normal(size=(50, 2))
+    weights = rng.uniform(0.1, 2, 50) if weighted else None
+    settings = {"optimizer": "sgd", "learning_rate": 0.3, "batch_size": None, "epochs": 800, "sample_weight": weights}
+    network = train(X, y, **settings, l2=20.0).network
+    ridge = Ridge(alpha=20.0).fit(X, y, sample_weight=weights)
+
+    expected = np.vstack([ridge.coef_.T, ridge.intercept_])
+    actual = np.vstack([network.weights[0], network.biases[0]])
+
+    np.testing.assert_allclose(actual, expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_long_gradient_is_clipped_to_its_norm(backend):
+    X, y = task("squared_error")
+    network = Network((3, 4, 2), seed=0)
+    before, (_, gradient) = network.params.copy(), network.loss_and_gradient(X, y)
+    norm = np.sqrt((gradient**2).sum())
+    settings = {"optimizer": "sgd", "learning_rate": 0.5, "batch_size": None, "epochs": 1, "backend": backend}
+
+    for share in (0.1, 0.9, 1.1):
+        twin = network.copy()
+        train(X, y, network=twin, **settings, clip_norm=share * norm)
+
+        expected = before - 0.5 * min(share, 1) * gradient
+        actual = twin.params
+
+        np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_dropout_of_nothing_is_no_dropout():
+    expected = outcome(train(**arguments("l2", epochs=5)))
+    actual = [outcome(train(**arguments("l2", epochs=5, dropout=rate))) for rate in (0, (0.0, 0), [0, 0])]
+
+    assert actual == [expected] * 3
+
+
+def test_dropout_is_drawn_by_the_seed():
+    settings = {
+        "init": "zeros",
+        "hidden": 9,
+        "batch_size": None,
+        "epochs": 5,
+        "dropout": 0.5,
+        "activation": "exponential",
+    }
+    first, again, other = (outcome(train(*task("squared_error"), **settings, seed=seed)) for seed in (1, 1, 2))
+
+    assert again == first
+    assert other != first
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dropout_keeps_the_mean_and_drops_its_share(backend):
+    """A thousand hidden units that are 1, of which the output is the sum: a thousand samples of the binomial."""
+    network = Network((1, 1000, 1), activation="identity", bias=False)
+    network.params[:] = 1
+    settings = {"network": network, "optimizer": "sgd", "learning_rate": 1e-300, "batch_size": None, "epochs": 2}
+    result = train(np.ones((1000, 1)), np.full(1000, 1000.0), **settings, dropout=0.2, seed=0, backend=backend)
+
+    expected = [0.5 * 1000 * 0.2 / 0.8] * 2  # half the variance of the sum of units that are 0 or 1.25
+    actual = result.loss
+
+    np.testing.assert_allclose(actual, expected, rtol=0.1)
+    assert actual[0] != actual[1]
+
+
+# --- optimisers and schedules -------------------------------------------------------------------------------------
+
+
+def test_irprop_takes_steps_of_its_own():
+    """Worked by hand for y = w x with x = 1, y = 1, w = 0: the step grows by 1.2, and halves where the sign turns."""
+    settings = {"bias": False, "init": "zeros", "batch_size": None, "epochs": 1}
+    result, path = None, []
+    for _ in range(6):
+        result = train([[1.0]], [1.0], **settings, optimizer=IRprop(learning_rate=0.5)) if result is None else resume(
+            result, [[1.0]], [1.0], epochs=1
+        )  # fmt: skip
+        path.append(result.network.params[0])
+
+    # 0.5, then 0.6 more; the gradient turns: no step, which is 0.3 from now on; 0.3 back; it turns again, and so on
+    expected = [0.5, 1.1, 1.1, 0.8, 0.8, 0.95]
+    actual = path
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-14)
+
+
+def plateau(t, patience, factor, minimum):
+    """Factor in epoch t where no epoch but the first is better."""
+    reached = 1.0
+    for _ in range(max(t - 1, 0) // (patience + 1)):
+        reached *= factor if reached > minimum else 1
+    return reached
+
+
+# Schedules, and their factor in epoch t, counted from 0, of 12.
+FACTORS = [
+    (Constant(), lambda t: 1),
+    (ExponentialDecay(0.9), lambda t: 0.9**t),
+    (ExponentialDecay(1.0), lambda t: 1),
+    (InverseScaling(), lambda t: (1 + t) ** -0.5),
+    (InverseScaling(power=1.5, pace=3), lambda t: (1 + 3 * t) ** -1.5),
+    (CosineDecay(), lambda t: (1 + np.cos(np.pi * t / 12)) / 2),
+    (CosineDecay(epochs=5, minimum=0.25), lambda t: 0.25 + 0.75 * (1 + np.cos(np.pi * min(t / 5, 1))) / 2),
+    (CosineDecay(warmup=3), lambda t: (t + 1) / 4 if t < 3 else (1 + np.cos(np.pi * (t - 3) / 9)) / 2),
+    (ReduceOnPlateau(0.5, patience=2, min_delta=1e9), lambda t: plateau(t, 2, 0.5, 0)),
+    (ReduceOnPlateau(0.5, patience=0, min_delta=1e9, minimum=0.3), lambda t: plateau(t, 0, 0.5, 0.3)),
+    (ReduceOnPlateau(patience=0, min_delta=0.0), lambda t: 1),  # each epoch is better
+]
+
+
+def test_every_schedule_has_its_formula():
+    assert {type(schedule) for schedule, _ in FACTORS} == {*SCHEDULES.values()}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("schedule", "factor"), FACTORS, ids=[str(schedule) for schedule, _ in FACTORS])
+def test_learning_rate_follows_the_schedule(schedule, factor, backend):
+    """The gradient of |w - y| is -1 while w is below y, so that each epoch adds its rate to w."""
+    weights = [0.0]
+    settings = {"bias": False, "init": "zeros", "optimizer": "sgd", "learning_rate": 0.5, "batch_size": None}
+    train(
+        [[1.0]], [1e6], **settings, loss="absolute_error", epochs=12, schedule=schedule, backend=backend,
+        callback=lambda state: weights.append(float(state.network.params[0])),
+    )  # fmt: skip
+
+    expected = [0.5 * factor(t) for t in range(12)]
+    actual = np.diff(weights)
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-14)
+
+
+# --- validation ---------------------------------------------------------------------------------------------------
+
+
+def held_rows(seed, share, loss="squared_error", rows=37, **settings):
+    """Rows of `task` whose values change nothing but the validation."""
+    X, y = task(loss, rows)
+    settings = {
+        "init": "zeros",
+        "batch_size": None,
+        "epochs": 2,
+        "loss": loss,
+        "seed": seed,
+        "validation": share,
+    } | settings
+    before, held = train(X, y, **settings), []
+    for row in range(rows):
+        changed = X.copy()
+        changed[row] += 1
+        after = train(changed, y, **settings)
+        held.append(after.state.params.tobytes() == before.state.params.tobytes())
+        assert held[-1] == (after.loss.tobytes() == before.loss.tobytes())
+        assert not held[-1] or after.validation_loss[0] != before.validation_loss[0]
+    return np.array(held)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.3, 11), (0.01, 1), (0.5, 18), (0.97, 36)])
+def test_share_of_the_rows_is_left_out_of_the_training(share, expected):
+    actual = np.count_nonzero(held_rows(5, share))
+
+    assert actual == expected
+
+
+def test_rows_for_validation_are_drawn_by_the_seed():
+    first, again, other = (held_rows(seed, 0.3).tolist() for seed in (5, 5, 6))
+
+    assert again == first
+    assert other != first
+
+
+@pytest.mark.parametrize("changed", [{"backend": "numpy"}, {"dtype": "float32"}, {"patience": 0}], ids=str)
+def test_rows_for_validation_do_not_depend_on_anything_else(changed):
+    expected = held_rows(5, 0.3).tolist()
+    actual = held_rows(5, 0.3, **changed).tolist()
+
+    assert actual == expected
+
+
+@pytest.mark.parametrize("batch_size", [5, None])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_share_is_trained_and_measured_like_two_sets(loss, batch_size):
+    X, y = task(loss)
+    held = held_rows(5, 0.3)
+    settings = {"hidden": 4, "loss": loss, "epochs": 6, "batch_size": batch_size, "seed": 5}
+    weights, rest = WEIGHTS + 0.5, ~held
+
+    parts = {"sample_weight": weights[rest], "validation": (X[held], y[held], weights[held])}
+    expected = outcome(train(X[rest], y[rest], **settings, **parts))
+    actual = outcome(train(X, y, **settings, sample_weight=weights, validation=0.3))
+
+    assert actual == expected
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_validation_changes_no_weight(loss, backend):
+    settings = {"hidden": 4, "loss": loss, "epochs": 6, "batch_size": 5, "seed": 0, "backend": backend}
+
+    expected = bits(train(*task(loss), **settings))
+    actual = bits(train(*task(loss), **settings, validation=held_out(loss)))
+
+    assert actual == expected
+
+
+def score_of(loss, y, p, weights):
+    """The score as scikit-learn has it."""
+    if loss == "cross_entropy":
+        return accuracy_score(y, p.argmax(axis=1), sample_weight=weights)
+    if loss == "binary_cross_entropy":
+        return accuracy_score(y.astype(int), (p > 0.5).astype(int), sample_weight=weights)
+    return r2_score(y, p, sample_weight=weights)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("extras", [{}, {"l2": 0.5, "dropout": 0.5}], ids=str)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_validation_is_that_of_predict_after_each_epoch(loss, extras, weighted, backend):
+    X, y, weights = held_out(loss, True)
+    weights = weights if weighted else None
+    rows = np.eye(3)[y] if loss == "cross_entropy" else y.astype(float)
+    expected = {name: [] for name in VALIDATED}
+
+    def measure(state):
+        p = state.network.predict(X)
+        each = [LOSS_FORMULAS[loss](p[i : i + 1], rows[i : i + 1]) for i in range(len(p))]
+        expected["validation_loss"].append(np.average(each, weights=weights))
+        expected["validation_error"].append(np.average(np.abs(p - rows).mean(axis=1), weights=weights))
+        expected["validation_score"].append(score_of(loss, y, p, weights))
+
+    settings = {"hidden": 4, "loss": loss, "epochs": 6, "batch_size": 5, "seed": 0, "backend": backend} | extras
+    result = train(*task(loss), **settings, validation=held_out(loss, weighted), callback=measure)
+
+    for name in VALIDATED:
+        np.testing.assert_allclose(getattr(result, name), expected[name], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_constant_target_counts_as_a_score_of_0(backend):
+    X, y = task("squared_error")
+    y = np.column_stack([y[:, 0], np.full(37, 0.1)])
+    settings = {"hidden": 4, "epochs": 3, "seed": 0, "backend": backend}
+    result = train(X, y, **settings, validation=(X[:3], y[:3]))  # 0.1 three times has a mean above 0.1
+
+    expected = 0.5 * r2_score(y[:3, 0], result.network.predict(X[:3])[:, 0])
+    actual = result.validation_score[-1]
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_validation_without_epochs_is_empty(backend):
+    result = train(*task("squared_error"), epochs=0, validation=0.3, patience=3, seed=0, backend=backend)
+
+    assert [getattr(result, name).shape for name in VALIDATED] == [(0,)] * 3
+    assert (result.best_epoch, result.stopped) == (None, "epochs")
+    assert result.network.params.tobytes() == Network((3, 2), seed=0).params.tobytes()
+
+
+def test_without_validation_there_are_no_figures_of_it():
+    result = train(*task("squared_error"), epochs=3)
+
+    assert [getattr(result, name) for name in VALIDATED] == [None] * 3
+    assert result.best_epoch is None
+
+
+# --- stopping -----------------------------------------------------------------------------------------------------
+
+NOISY = {"hidden": 9, "learning_rate": 0.1, "batch_size": 5, "seed": 4}  # losses go up and down
+
+
+def stop_epoch(figures, patience, min_delta):
+    """Epochs done when more than `patience` in a row were not better than the best before."""
+    best, stale = np.inf, 0
+    for epoch, figure in enumerate(figures, 1):
+        stale = 0 if figure < best - min_delta else stale + 1
+        best = min(best, figure)
+        if stale > patience:
+            return epoch
+    return len(figures)
+
+
+STOPPING = [
+    ("squared_error", {"validation": 0.3}, "validation_loss", 1),
+    ("squared_error", {"validation": held_out()}, "validation_loss", 1),
+    ("squared_error", {"validation": 0.3, "watch": "score"}, "validation_score", -1),
+    ("cross_entropy", {"validation": 0.3, "watch": "score"}, "validation_score", -1),
+    ("cross_entropy", {"validation": 0.3}, "validation_loss", 1),
+    ("squared_error", {}, "loss", 1),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("patience", "min_delta"), [(0, 0.0), (1, 0.0), (3, 0.0), (2, 0.05), (5, 0.2), (1000, 0.0)])
+@pytest.mark.parametrize(("loss", "settings", "figure", "sign"), STOPPING)
+def test_patience_counts_epochs_that_are_not_better(loss, settings, figure, sign, patience, min_delta, backend):
+    X, y = task(loss)
+    settings = NOISY | settings | {"loss": loss, "epochs": 30, "backend": backend}
+    whole = train(X, y, **settings)
+
+    expected = stop_epoch(sign * getattr(whole, figure), patience, min_delta)
+    result = train(X, y, **settings, patience=patience, min_delta=min_delta)
+    actual = len(result.loss)
+
+    assert actual == expected
+    assert result.stopped == ("epochs" if patience == 1000 else "patience")
+    np.testing.assert_array_equal(result.loss, whole.loss[:actual])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("changed", [{}, {"epochs": 5}, {"time_limit": 1e-9}, {"callback": lambda s: s.epoch == 9}])
+@pytest.mark.parametrize(("loss", "settings", "figure", "sign"), STOPPING[:-1])
+def test_weights_of_the_best_epoch_are_restored(loss, settings, figure, sign, changed, backend):
+    X, y = task(loss)
+    settings = NOISY | settings | {"loss": loss, "backend": backend}
+    result = train(X, y, **settings | {"epochs": 30, "patience": 6} | changed)
+    figures = sign * getattr(result, figure)
+
+    expected = train(X, y, **settings | {"epochs": result.best_epoch}).network.params
+    actual = result.network.params
+
+    assert result.best_epoch == 1 + figures.argmin()
+    assert actual.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("patience", [None, 1000])
+@pytest.mark.parametrize(("target", "best"), [(10.0, None), (0.1, 200)])
+def test_validation_that_overflows_is_never_the_best(target, best, patience, backend):
+    """The weight of p = exp(w x) goes from 0.1 to the logarithm of the target, while x = 10,000 is validated."""
+    network = Network((1, 1), output="exponential", bias=False)
+    network.params[:] = 0.1
+    settings = {"network": network, "batch_size": None, "epochs": 200, "learning_rate": 0.01, "backend": backend}
+    result = train([[1.0]], [target], **settings, validation=([[1e4]], [-1.0]), patience=patience)
+
+    expected = best
+    actual = result.best_epoch
+
+    assert np.isinf(result.validation_loss[0])
+    assert actual == expected or result.validation_loss[actual - 1] == result.validation_loss[best - 1] < np.inf
+    assert patience is None or best or network.params.tobytes() == result.state.params.tobytes()
+
+
+def test_some_best_epoch_is_not_the_last():
+    """Otherwise the tests above would say nothing."""
+    result = train(*task("squared_error"), **NOISY, epochs=30, validation=0.3, patience=6)
+
+    assert 1 < result.best_epoch < len(result.loss)
+
+
+@pytest.mark.parametrize("settings", [{"validation": 0.3}, {"patience": 2}], ids=str)
+def test_last_weights_are_kept_without_validation_or_patience(settings):
+    X, y = task("squared_error")
+    result = train(X, y, **NOISY, epochs=30, **settings)
+
+    expected = result.state.params
+    actual = result.network.params
+
+    assert actual.tobytes() == expected.tobytes()
+    assert not np.shares_memory(actual, expected)
+
+
+ENDS = {
+    "epochs": {"epochs": 7},
+    "patience": {"patience": 0, "min_delta": 1e9},
+    "plateau": {"schedule": ReduceOnPlateau(0.5, patience=0, min_delta=1e9, minimum=0.3, stop=True)},
+    "time": {"time_limit": 1e-9},
+    "callback": {"callback": lambda state: state.epoch == 4},
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("end", ENDS)
+def test_result_says_why_training_ended(end, backend):
+    X, y = task("squared_error")
+    done = {"epochs": 7, "patience": 2, "plateau": 4, "callback": 4}
+    result = train(X, y, **{"epochs": 10_000, "seed": 0, "backend": backend} | ENDS[end])
+
+    assert result.stopped == end
+    assert len(result.loss) == done.get(end, len(result.loss))
+    assert 1 <= len(result.loss) < 10_000
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_time_limit_ends_after_a_whole_epoch(backend):
+    X, y = task("squared_error")
+    settings = {"batch_size": 5, "seed": 0, "backend": backend}
+    result = train(X, y, **settings, epochs=3_000_000, time_limit=0.05)
+
+    expected = train(X, y, **settings, epochs=len(result.loss))
+    actual = result
+
+    assert actual.stopped == "time"
+    assert 0.05 <= actual.seconds < 1
+    assert bits(actual) == bits(expected)
+
+
+def test_time_limit_does_not_count_the_compiling(monkeypatch):
+    slow = MODULE.engine
+
+    def engine(backend):
+        time.sleep(0.3)
+        return slow(backend)
+
+    monkeypatch.setattr(MODULE, "engine", engine)
+    result = train(*task("squared_error"), epochs=20, time_limit=0.25)
+
+    assert result.stopped == "epochs"
+    assert result.compile_seconds > 0.3
+
+
+def test_time_limit_after_the_last_epoch_is_none():
+    result = train(*task("squared_error"), epochs=1, time_limit=1e-9)
+
+    assert result.stopped == "epochs"
+
+
+# --- callback -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("every", [1, 3, 10, 11])
+def test_callback_is_called_every_so_many_epochs(every, backend):
+    epochs = []
+    train(
+        *task("squared_error"), epochs=10, callback=lambda state: epochs.append(state.epoch), callback_every=every,
+        backend=backend,
+    )  # fmt: skip
+
+    expected = list(range(every, 11, every))
+    actual = epochs
+
+    assert actual == expected
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("validation", [None, 0.3])
+def test_callback_is_shown_the_present_state(validation, backend):
+    X, y = task("squared_error")
+    settings = {"hidden": 4, "batch_size": 5, "seed": 0, "validation": validation, "backend": backend}
+    states = []
+    train(X, y, **settings, epochs=9, callback=states.append, callback_every=4)
+    names = ("loss", "error", "validation_loss", "validation_error")
+
+    for state, epoch in zip(states, (4, 8), strict=True):
+        expected = train(X, y, **settings, epochs=epoch)
+
+        assert state.epoch == epoch
+        assert state.network.params.tobytes() == expected.network.params.tobytes()
+        assert repr(state.network) == repr(expected.network)
+        assert state.network.predict(X).tobytes() == expected.network.predict(X).tobytes()
+        for name in names:
+            np.testing.assert_array_equal(getattr(state, name), getattr(expected, name))
+
+
+def test_state_is_read_only():
+    network = Network((3, 2), seed=0)
+
+    def write(state):
+        arrays = [state.network.params, state.network.weights[0], state.network.biases[0], *state[2:]]
+        assert len(arrays) == 7
+        for array in arrays:
+            with pytest.raises(ValueError, match="read-only"):
+                array[:] = 0
+        assert state.network is not network
+        state.network.params = np.full(8, np.nan)
+
+    expected = outcome(train(*task("squared_error"), network=network.copy(), epochs=3, seed=0, validation=0.3))
+    actual = outcome(train(*task("squared_error"), network=network, epochs=3, seed=0, validation=0.3, callback=write))
+
+    assert actual == expected
+
+
+ANSWERS = [(True, 1), (np.True_, 1), (None, 5), (False, 5), (np.False_, 5), (1, 5), ("stop", 5), ([0], 5)]
+
+
+@pytest.mark.parametrize(("answer", "expected"), ANSWERS, ids=repr)
+def test_callback_stops_with_true_alone(answer, expected):
+    result = train(*task("squared_error"), epochs=5, callback=lambda state: answer)
+    actual = len(result.loss)
+
+    assert actual == expected
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_error_of_a_callback_passes_and_leaves_the_weights_so_far(backend):
+    class MineError(Exception):
+        pass
+
+    def fail(state):
+        if state.epoch == 6:
+            raise MineError("as intended")
+
+    X, y = task("squared_error")
+    network, twin = Network((3, 4, 2), seed=0), Network((3, 4, 2), seed=0)
+    settings = {"seed": 0, "validation": 0.3, "patience": 100, "backend": backend}
+    with pytest.raises(MineError, match="as intended"):
+        train(X, y, network=network, epochs=20, callback=fail, callback_every=3, **settings)
+
+    train(X, y, network=twin, epochs=6, seed=0, validation=0.3, backend=backend)
+
+    assert network.params.tobytes() == twin.params.tobytes()
+
+
+def test_callback_may_train_another_network():
+    X, y = task("squared_error")
+    inner = []
+
+    expected = outcome(train(X, y, hidden=4, epochs=3, seed=0))
+    actual = outcome(
+        train(X, y, hidden=4, epochs=3, seed=0, callback=lambda s: inner.append(train(X, y, 4, epochs=s.epoch, seed=0)))
+    )
+
+    assert actual == expected
+    assert outcome(inner[-1]) == expected
+
+
+# --- logging ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_run_is_logged(end, caplog):
+    caplog.set_level("INFO", "fastbp")
+    result = train(*task("squared_error"), **{"epochs": 10_000, "seed": 0} | ENDS[end])
+
+    assert [(record.name, record.levelname) for record in caplog.records] == [("fastbp", "INFO")] * 2
+    assert re.fullmatch(r"kernels ready after \d+\.\d\d s", caplog.messages[0])
+    assert re.fullmatch(rf"trained to epoch {len(result.loss)} in \d+\.\d{{3}} s, stopped by {end}", caplog.messages[1])
+
+
+def test_nothing_is_printed_unless_logging_is_set_up():
+    code = """
+import json
+import fastbp
+
+fastbp.train([[0.0], [1.0]], [1.0, 0.0], epochs=3)
+print(json.dumps(None))
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=100)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "null\n", "")
+
+
+# --- resume -------------------------------------------------------------------------------------------------------
+
+KINDS = {"": {}, "numpy": {"backend": "numpy"}, "float32": {"dtype": "float32"}, "full batch": {"batch_size": None}}
+RESUMED = [(name, kind) for name in EXTRAS for kind in KINDS]
+
+
+def whole(name, kind, epochs):
+    """A training without interruption."""
+    return train(**arguments(name, epochs=epochs, **KINDS[kind]))
+
+
+def data_of(name):
+    """What `resume` is handed beside the result: data are in no file."""
+    settings = arguments(name)
+    handed = {"X", "y", "sample_weight"} | ({"validation"} if isinstance(settings.get("validation"), tuple) else set())
+    return {name: value for name, value in settings.items() if name in handed}
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """What a new process makes of the files of five epochs and five more."""
+    directory = tmp_path_factory.mktemp("trainings")
+    for i, row in enumerate(RESUMED):
+        whole(*row, epochs=5).save(directory / str(i))
+    (directory / "data").write_bytes(pickle.dumps([data_of(name) for name, _ in RESUMED]))
+    python(f"""
+import json, os, pickle
+import fastbp
+
+os.chdir({str(directory)!r})
+with open("data", "rb") as file:
+    data = pickle.load(file)
+results = [fastbp.resume(str(i), **given, epochs=5) for i, given in enumerate(data)]
+with open("results", "wb") as file:
+    pickle.dump(results, file)
+print(json.dumps(len(results)))
+""")
+    return dict(zip(RESUMED, pickle.loads((directory / "results").read_bytes()), strict=True))
+
+
+@pytest.mark.parametrize(("name", "kind"), RESUMED)
+def test_five_epochs_and_five_more_in_a_new_process_give_the_bits_of_ten(name, kind, resumed):
+    expected = outcome(whole(name, kind, epochs=10))
+    actual = outcome(resumed[name, kind])
+
+    assert actual == expected
+
+
+def test_five_epochs_are_in_the_middle_of_what_is_counted():
+    """Otherwise the test above would be about less than it seems."""
+    counting = {name: whole(name, "", epochs=5).state.arrays for name in EXTRAS}
+
+    assert all(len(arrays["loss"]) == 5 for arrays in counting.values())
+    assert counting["plateau"]["position"][STALE_RATE] > 0
+    assert counting["patience"]["position"][STALE] > 0
+    assert 1 > counting["plateau of the validation"]["totals"][FACTOR] > 0
+    assert whole("patience", "", epochs=10).stopped == "patience"
+    assert whole("plateau that stops", "", epochs=10).stopped == "plateau"
+    assert [whole("best is not the last", "", epochs=epochs).best_epoch for epochs in (5, 10)] == [3, 6]
+
+
+def test_resumed_result_stays_as_it_is():
+    result = whole("all at once", "", epochs=5)
+    before = outcome(result)
+    on = resume(result, **data_of("all at once"), epochs=5)
+
+    assert outcome(result) == before
+    assert on.network is not result.network
+    for name, array in result.state.arrays.items():
+        assert not np.shares_memory(array, on.state.arrays[name])
+    assert not np.shares_memory(result.network.params, on.network.params)
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_training_may_be_resumed_any_number_of_times(name):
+    result = whole(name, "", epochs=0)
+    for epochs in (2, 0, 1, 3):
+        result = resume(result, **data_of(name), epochs=epochs)
+
+    expected = outcome(whole(name, "", epochs=6))
+    actual = outcome(result)
+
+    assert actual == expected
+
+
+def test_result_survives_pickling():
+    result = pickle.loads(pickle.dumps(whole("all at once", "", epochs=5)))
+
+    expected = outcome(whole("all at once", "", epochs=10))
+    actual = outcome(resume(result, **data_of("all at once"), epochs=5))
+
+    assert actual == expected
+
+
+def test_resumed_training_keeps_the_seed(tmp_path):
+    X, y = task("squared_error")
+    result = train(X, y, epochs=2)
+    result.save(tmp_path / "file")
+
+    assert resume(result, X, y, epochs=1).seed == result.seed
+    assert resume(str(tmp_path / "file"), X, y, epochs=1).seed == result.seed
+
+
+@pytest.mark.parametrize("end", ["time", "callback"])
+def test_stopped_training_goes_on_as_if_it_had_not_been(end):
+    X, y = task("squared_error")
+    settings = {"hidden": 4, "batch_size": 5, "seed": 0, "validation": 0.3, "patience": 1000}
+    result = train(X, y, **settings, epochs=100_000, **ENDS[end])
+    done = len(result.loss)
+
+    expected = outcome(train(X, y, **settings, epochs=done + 6))
+    actual = outcome(resume(result, X, y, epochs=6))
+
+    assert result.stopped == end
+    assert actual == expected
+
+
+def test_training_out_of_patience_stops_again_unless_it_gets_better():
+    X, y = task("squared_error")
+    settings = NOISY | {"validation": 0.3, "patience": 2}
+    result = train(X, y, **settings, epochs=100)
+    on = resume(result, X, y, epochs=50)
+    figures = train(X, y, **NOISY | {"validation": 0.3}, epochs=len(on.loss)).validation_loss
+
+    assert result.stopped == "patience"
+    assert on.validation_loss.tolist() == figures.tolist()
+    assert len(on.loss) == len(result.loss) + 1 or figures[len(result.loss)] < figures[: len(result.loss)].min()
+
+
+def test_callback_of_a_resumed_training_counts_from_there():
+    X, y = task("squared_error")
+    states = []
+    result = train(X, y, epochs=5, seed=0, validation=0.3)
+    on = resume(result, X, y, epochs=5, callback=states.append, callback_every=2)
+
+    assert [state.epoch for state in states] == [7, 9]
+    assert states[-1].loss.tolist() == on.loss[:9].tolist()
+    assert states[-1].validation_loss.tolist() == on.validation_loss[:9].tolist()
+
+
+def test_time_limit_of_a_resumed_training_is_its_own():
+    X, y = task("squared_error")
+    on = resume(train(X, y, epochs=5, seed=0), X, y, epochs=1_000_000, time_limit=0.01)
+
+    assert on.stopped == "time"
+    assert 5 < len(on.loss) < 1_000_000
+
+
+@pytest.mark.parametrize("batch_size", [5, None])
+def test_training_may_go_on_with_other_rows(batch_size):
+    """Plain SGD remembers nothing of the rows it has seen."""
+    X, y = task("squared_error", 60)
+    settings = {"optimizer": "sgd", "learning_rate": 0.05, "batch_size": batch_size, "shuffle": False, "seed": 0}
+    network = train(X[:37], y[:37], hidden=4, **settings, epochs=3).network
+
+    result = train(X[:37], y[:37], hidden=4, **settings, epochs=3)
+    expected = train(X[37:], y[37:], network=network, **settings, epochs=4)
+    actual = resume(result, X[37:], y[37:], epochs=4)
+
+    assert actual.network.params.tobytes() == expected.network.params.tobytes()
+    assert actual.loss.tolist() == [*result.loss, *expected.loss]
+
+
+def test_resumed_training_may_diverge():
+    X, y = task("squared_error")
+    settings = {"optimizer": SGD(momentum=0.9), "learning_rate": 2.0, "batch_size": 10, "seed": 2}
+    epoch = diverge(settings)[0].epoch
+    result = train(X, y, **settings, epochs=epoch - 3)
+    with pytest.raises(DivergenceError) as caught:
+        resume(result, X, y, epochs=1000)
+
+    expected = outcome(train(X, y, **settings, epochs=epoch - 1))
+    actual = outcome(caught.value.result)
+
+    assert caught.value.epoch == epoch
+    assert actual == expected
+
+
+RESUME_BAD = [
+    ("data", {"validation": None}, ParameterError, "'validation' must be given if the training had data for it"),
+    ("l2", {"validation": held_out()}, ParameterError, "'validation' must be given if the training had data for it"),
+    ("l2", {"validation": 0.3}, ParameterError, "'validation' must be data or left out"),
+    ("share", {"validation": 0.3}, ParameterError, "'validation' must be data or left out: a share of the rows is rem"),
+    ("share", {"validation": held_out()}, ParameterError, "'validation' must be data or left out: a share of the rows"),
+    ("data", {"validation": [1, 2]}, ParameterTypeError, "'validation' must be a share of the rows or a tuple"),
+    ("data", {"validation": (np.ones((4, 2)), np.ones((4, 2)))}, DataError, r"validation\[0\] has 2 columns"),
+    ("l2", {"X": np.ones((37, 2))}, DataError, "X has 2 columns, the network has 3 inputs"),
+    ("l2", {"y": np.ones(37)}, DataError, "y has 1 column, the network has 2 outputs"),
+    ("l2", {"X": np.full((37, 3), np.nan)}, DataError, "'X' must be finite"),
+    ("balanced", {"y": np.full(37, 3)}, DataError, r"'y' must hold class numbers in 0\.\.2"),
+    ("l2", {"sample_weight": np.ones(36)}, DataError, r"'sample_weight' must have shape \(37,\)"),
+    ("l2", {"epochs": -1}, ParameterError, "'epochs' must be an integer >= 0"),
+    ("l2", {"epochs": 1.0}, ParameterTypeError, "'epochs'"),
+    ("l2", {"time_limit": 0}, ParameterError, "'time_limit'"),
+    ("l2", {"callback": 1}, ParameterTypeError, "'callback' must be callable"),
+    ("l2", {"callback_every": 0}, ParameterError, "'callback_every'"),
+    ("l2", {"progress": 1}, ParameterTypeError, "'progress'"),
+    ("l2", {"result": None}, ParameterTypeError, "'path' must be a str or os.PathLike"),
+    ("l2", {"result": Network((3, 2))}, ParameterTypeError, "'path' must be a str or os.PathLike"),
+]
+
+
+def test_every_parameter_of_resume_has_bad_values():
+    expected = {*inspect.signature(resume).parameters}
+    actual = {name for _, changed, _, _ in RESUME_BAD for name in changed}
+
+    assert actual == expected
+
+
+@pytest.mark.parametrize(("name", "changed", "error", "fragment"), RESUME_BAD, ids=range(len(RESUME_BAD)))
+def test_bad_argument_of_resume_is_refused(name, changed, error, fragment, monkeypatch):
+    result = whole(name, "", epochs=1)
+    before = outcome(result)
+    monkeypatch.setattr(MODULE, "engine", lambda backend: pytest.fail("the bad argument reached a kernel"))
+    with pytest.raises(error, match=fragment):
+        resume(**{"result": result, "epochs": 1} | data_of(name) | changed)
+
+    assert outcome(result) == before
+
+
 # --- bad arguments ------------------------------------------------------------------------------------------------
 
 with_nan = np.where(XOR_X == 1, np.nan, XOR_X)
@@ -778,6 +1895,9 @@ BAD = [
     ({"hidden": ((3,),)}, ParameterTypeError, r"'hidden\[0\]'"),
     ({"hidden": (1,) * 1001}, ParameterError, "at most 1000 layers"),
     ({"hidden": (10**9, 10**9)}, ResourceError, "memory"),
+    ({"huber_delta": 0, "loss": "huber"}, ParameterError, "'huber_delta' must be a finite number > 0"),
+    ({"huber_delta": np.inf, "loss": "huber"}, ParameterError, "'huber_delta'"),
+    ({"huber_delta": "1"}, ParameterTypeError, "'huber_delta'"),
     ({"activation": "sigmiod"}, ParameterError, "did you mean 'sigmoid'"),
     ({"activation": "softmax", "hidden": 2}, ParameterError, "'activation'"),
     ({"activation": None}, ParameterTypeError, "'activation'"),
@@ -788,7 +1908,7 @@ BAD = [
     ({"loss": "square_error"}, ParameterError, "did you mean 'squared_error'"),
     ({"loss": None}, ParameterTypeError, "'loss'"),
     ({"bias": 1}, ParameterTypeError, "'bias' must be True or False"),
-    ({"init": "glorot"}, ParameterError, "did you mean 'glorot_uniform'"),
+    ({"init": "glorot_unifrom"}, ParameterError, "did you mean 'glorot_uniform'"),
     ({"dtype": "float16"}, ParameterError, "'dtype'"),
     ({"dtype": int}, ParameterError, "'dtype'"),
     ({"dtype": 64}, ParameterTypeError, "'dtype'"),
@@ -835,6 +1955,86 @@ BAD = [
     ({"seed": 2**32}, ParameterError, "'seed'"),
     ({"seed": 1.5}, ParameterTypeError, "'seed'"),
     ({"seed": True}, ParameterTypeError, "'seed'"),
+    ({"y": [0, 1, -1, 0], "loss": "poisson"}, DataError, "'y' must be >= 0 with the loss 'poisson'"),
+    ({"optimizer": "irprop", "batch_size": 2}, ParameterError, "'batch_size' must be None with the optimizer 'irprop'"),
+    ({"optimizer": IRprop(smallest_step=2, largest_step=1), "batch_size": None}, ParameterError, "'smallest_step'"),
+    (
+        {"optimizer": "irprop", "batch_size": None, "schedule": "cosine"},
+        ParameterError,
+        "'schedule' must be 'constant'",
+    ),
+    ({"optimizer": AdamW(weight_decay=-1)}, ParameterError, "'weight_decay'"),
+    ({"optimizer": RMSprop(decay=1.0)}, ParameterError, "'decay'"),
+    ({"schedule": "cosinus"}, ParameterError, "did you mean 'cosine'"),
+    ({"schedule": None}, ParameterTypeError, "'schedule'"),
+    ({"schedule": Adam()}, ParameterTypeError, "'schedule'"),
+    ({"schedule": CosineDecay(warmup=7), "epochs": 7}, ParameterError, r"less than the epochs of the schedule \(7\)"),
+    ({"schedule": ExponentialDecay(0.0)}, ParameterError, "'decay'"),
+    ({"l2": -1e-9}, ParameterError, "'l2' must be a finite number >= 0"),
+    ({"l2": np.inf}, ParameterError, "'l2'"),
+    ({"l2": None}, ParameterTypeError, "'l2'"),
+    ({"dropout": 1.0, "hidden": 2}, ParameterError, "'dropout'"),
+    ({"dropout": 0.5}, ParameterError, r"one per hidden layer \(0\)"),
+    ({"dropout": (0.5,), "hidden": (2, 2)}, ParameterError, r"one per hidden layer \(2\), got 1"),
+    ({"dropout": "0.5", "hidden": 2}, ParameterTypeError, "'dropout'"),
+    ({"clip_norm": 0}, ParameterError, "'clip_norm' must be a finite number > 0"),
+    ({"clip_norm": np.inf}, ParameterError, "'clip_norm'"),
+    ({"clip_norm": "1"}, ParameterTypeError, "'clip_norm'"),
+    ({"sample_weight": [1, 1, 1]}, DataError, r"'sample_weight' must have shape \(4,\)"),
+    ({"sample_weight": [[1], [1], [1], [1]]}, DataError, r"'sample_weight' must have shape \(4,\)"),
+    ({"sample_weight": [1, 1, -1, 1]}, DataError, "'sample_weight' must be >= 0"),
+    ({"sample_weight": [1, 1, np.nan, 1]}, DataError, "'sample_weight' must be finite"),
+    ({"sample_weight": [0, 0, 0, 0]}, DataError, "'sample_weight' must have a value above 0"),
+    ({"sample_weight": "balanced"}, ParameterTypeError, "'sample_weight'"),
+    ({"class_weight": "balanced"}, ParameterError, "'class_weight' must be left out"),
+    ({"class_weight": "balance", "loss": "cross_entropy"}, ParameterError, "did you mean 'balanced'"),
+    ({"class_weight": {2: 1}, "loss": "cross_entropy"}, ParameterError, r"'class_weight' must name classes in 0\.\.1"),
+    ({"class_weight": {0: -1}, "loss": "cross_entropy"}, ParameterError, r"'class_weight\[0\]'"),
+    ({"class_weight": {0: 0, 1: 0}, "loss": "cross_entropy"}, DataError, "'class_weight' must have a value above 0"),
+    ({"class_weight": [1, 1], "loss": "cross_entropy"}, ParameterTypeError, "'class_weight'"),
+    ({"validation": 0}, ParameterError, "'validation' must be a finite number > 0 and < 1"),
+    ({"validation": 1}, ParameterError, "'validation' must be a finite number > 0 and < 1"),
+    ({"validation": True}, ParameterTypeError, "'validation'"),
+    ({"validation": 0.9}, ParameterError, "'validation' must leave rows to train on, got 0.9 of 4"),
+    (
+        {"X": [[1.0]], "y": [1.0], "validation": 0.1},
+        ParameterError,
+        "'validation' must leave rows to train on, got 0.1",
+    ),
+    ({"validation": [XOR_X, XOR_Y]}, ParameterTypeError, "'validation' must be a share of the rows or a tuple"),
+    ({"validation": (XOR_X,)}, ParameterTypeError, "'validation' must be a share of the rows or a tuple"),
+    ({"validation": (XOR_X, XOR_Y, None, None)}, ParameterTypeError, "'validation' must be a share of the rows or a"),
+    ({"validation": (XOR_X[:, :1], XOR_Y)}, DataError, r"validation\[0\] has 1 column, the network has 2 inputs"),
+    ({"validation": (XOR_X, XOR_Y[:3])}, DataError, r"validation\[0\] has 4 rows, validation\[1\] has 3"),
+    ({"validation": (XOR_X[:0], XOR_Y[:0])}, DataError, r"'validation\[0\]' must have at least 1 row"),
+    ({"validation": (XOR_X, [0, 1, np.nan, 0])}, DataError, r"'validation\[1\]' must be finite"),
+    (
+        {"validation": (XOR_X, [0, 1, 2, 0]), "loss": "cross_entropy"},
+        DataError,
+        r"'validation\[1\]' must hold class num",
+    ),
+    ({"validation": (XOR_X, XOR_Y, [1, 2])}, DataError, r"'validation\[2\]' must have shape \(4,\)"),
+    ({"validation": (XOR_X, XOR_Y, [0, 0, 0, 0])}, DataError, r"'validation\[2\]' must have a value above 0"),
+    # with seed 0 the rows 2 and 3 are for validation
+    ({"validation": 0.5, "seed": 0, "sample_weight": [0, 0, 1, 1]}, DataError, "among both parts of a 'validation'"),
+    ({"validation": 0.5, "seed": 0, "sample_weight": [1, 1, 0, 0]}, DataError, "among both parts of a 'validation'"),
+    ({"patience": -1}, ParameterError, "'patience' must be an integer >= 0"),
+    ({"patience": 1.5}, ParameterTypeError, "'patience'"),
+    ({"min_delta": -1e-9}, ParameterError, "'min_delta' must be a finite number >= 0"),
+    ({"min_delta": np.inf}, ParameterError, "'min_delta'"),
+    ({"min_delta": None}, ParameterTypeError, "'min_delta'"),
+    ({"watch": "accuracy"}, ParameterError, "'watch' must be one of 'loss', 'score'"),
+    ({"watch": None}, ParameterTypeError, "'watch'"),
+    ({"watch": "score"}, ParameterError, "'watch' must be 'loss' where there is no 'validation'"),
+    ({"time_limit": 0}, ParameterError, "'time_limit' must be a finite number > 0"),
+    ({"time_limit": np.nan}, ParameterError, "'time_limit'"),
+    ({"time_limit": "1"}, ParameterTypeError, "'time_limit'"),
+    ({"callback": 1}, ParameterTypeError, "'callback' must be callable, got int"),
+    ({"callback": "print"}, ParameterTypeError, "'callback' must be callable, got str"),
+    ({"callback_every": 0}, ParameterError, "'callback_every' must be an integer >= 1"),
+    ({"callback_every": 0.5}, ParameterTypeError, "'callback_every'"),
+    ({"progress": 1}, ParameterTypeError, "'progress' must be True or False"),
+    ({"epochs": 2**31 - 1}, ResourceError, "the losses of all epochs need"),
     ({"backend": "numa"}, ParameterError, "did you mean 'numba'"),
     ({"backend": None}, ParameterTypeError, "'backend'"),
     # the network given
@@ -856,6 +2056,9 @@ BAD_WITH_NETWORK = [
     ({"output": "identity"}, ParameterError, "'output' must be left out"),
     ({"bias": False}, ParameterError, "'bias' must be left out"),
     ({"loss": "binary_cross_entropy"}, ParameterError, "'loss' must be left out"),
+    ({"huber_delta": 2.0}, ParameterError, "'huber_delta' must be left out"),
+    ({"dropout": (0.1, 0.1)}, ParameterError, r"one per hidden layer \(1\), got 2"),
+    ({"validation": (XOR_X, [0, 1])}, DataError, r"validation\[0\] has 4 rows, validation\[1\] has 2"),
     ({"init": "zeros"}, ParameterError, "'init' must be left out"),
     ({"dtype": "float64"}, ParameterError, "'dtype' must be left out"),
     ({"X": np.zeros((4, 3))}, DataError, "X has 3 columns, the network has 2 inputs"),
@@ -872,6 +2075,13 @@ BAD_WITH_NETWORK = [
 
 def numbered(table):
     return [f"{i} {' '.join(row[0])}" for i, row in enumerate(table)]
+
+
+def test_every_parameter_has_bad_values():
+    expected = {*inspect.signature(train).parameters}
+    actual = {name for settings, _, _ in [*BAD, *BAD_WITH_NETWORK] for name in settings}
+
+    assert actual == expected
 
 
 def assert_refused(monkeypatch, arguments, error, fragment):
