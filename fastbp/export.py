@@ -1,0 +1,312 @@
+"""Networks for the neighbours: to and from scikit-learn's MLP, to and from the state dict of a PyTorch module.
+
+fastbp and scikit-learn keep the weights of a layer as (inputs, outputs), PyTorch as (outputs, inputs). What is handed
+out are copies, and what is handed in is never written to.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastbp import checks
+from fastbp.choices import CLASSIFYING, LOSSES
+from fastbp.network import Network
+
+Array = NDArray[Any]
+
+# What scikit-learn calls the activations and outputs that it has; each of its outputs comes with one loss.
+SKLEARN_ACTIVATIONS = {"identity": "identity", "sigmoid": "logistic", "tanh": "tanh", "relu": "relu"}
+SKLEARN_OUTPUTS = {
+    "squared_error": "identity",
+    "poisson": "exp",
+    "binary_cross_entropy": "logistic",
+    "cross_entropy": "softmax",
+}
+
+_TORCH_NAME = re.compile(r"(0|[1-9][0-9]*)\.(weight|bias)")
+
+
+def to_sklearn(network: Network) -> Any:
+    """Return a fitted estimator of scikit-learn that predicts what the network does.
+
+    Parameters
+    ----------
+    network : Network
+        With the loss "squared_error" and the output "identity", or "poisson" (scikit-learn 1.7), for a regressor; with
+        "binary_cross_entropy" or "cross_entropy" for a classifier. Its hidden layers share one activation: "identity",
+        "sigmoid", "tanh" or "relu".
+
+    Returns
+    -------
+    sklearn.neural_network.MLPClassifier or MLPRegressor
+        `coefs_[l]` is a copy of the weights (inputs, outputs), `intercepts_[l]` of the biases, zeros if the network has
+        none. Classes are the numbers 0, 1, ... With one output `predict_proba` has two columns, of which the second is
+        what the network predicts; with several outputs of "binary_cross_entropy" it has a column for each label.
+        It predicts, scores and can be saved; `fit` starts from new weights.
+
+    Raises
+    ------
+    ParameterError
+        If scikit-learn has no such activation, output or loss, or the hidden activations differ.
+    ParameterTypeError
+        If `network` is not a Network.
+    DataError
+        If its parameters are not finite.
+    ImportError
+        If scikit-learn is not installed, or is too old for the loss.
+
+    Examples
+    --------
+    >>> network = Network((2, 3, 1), activation="tanh", seed=0)
+    >>> estimator = to_sklearn(network)
+    >>> estimator
+    MLPRegressor(activation='tanh', hidden_layer_sizes=(3,))
+    >>> X = [[0.5, -1.0], [2.0, 0.0]]
+    >>> bool(np.allclose(estimator.predict(X), network.predict(X)[:, 0]))
+    True
+    """
+    checks.instance("network", network, Network)
+    checks.parameters(network.params, network.sizes, network.bias)
+    classifier, regressor = _estimators("to_sklearn")
+    settings = _settings(network)
+    outputs = network.sizes[-1]
+    if network.loss in CLASSIFYING:
+        estimator = classifier(**settings)
+        estimator._label_binarizer = binarizer = _label_binarizer(network.loss, outputs)
+        estimator.classes_ = binarizer.classes_
+    elif network.loss == "squared_error":
+        estimator = regressor(**settings)
+    elif "loss" in regressor().get_params():
+        estimator = regressor(loss=network.loss, **settings)
+    else:
+        raise ImportError(f"the loss {network.loss!r} needs scikit-learn >= 1.7")
+    estimator.n_features_in_, estimator.n_outputs_, estimator.n_layers_ = network.sizes[0], outputs, len(network.sizes)
+    estimator.out_activation_ = SKLEARN_OUTPUTS[network.loss]
+    estimator.coefs_ = [weights.copy() for weights in network.weights]
+    estimator.intercepts_ = _biases(network)
+    return estimator
+
+
+def from_sklearn(estimator: Any) -> Network:
+    """Return the network that a fitted estimator of scikit-learn is.
+
+    Parameters
+    ----------
+    estimator : sklearn.neural_network.MLPClassifier or MLPRegressor
+        After `fit`.
+
+    Returns
+    -------
+    Network
+        With copies of `coefs_` and `intercepts_`, in their precision. The loss is "cross_entropy" for a classifier of
+        several classes, "binary_cross_entropy" for two or for several labels a row, and for a regressor its own. The
+        network numbers classes: output k is the class `estimator.classes_[k]`; of two, its one output is the
+        probability of `estimator.classes_[1]`.
+
+    Raises
+    ------
+    ParameterError
+        If the estimator is not fitted, or has an activation that scikit-learn does not.
+    ParameterTypeError
+        If it is neither of the two.
+    DataError
+        If its coefficients are not finite or do not fit each other.
+    ImportError
+        If scikit-learn is not installed.
+
+    Examples
+    --------
+    >>> network = Network((2, 3, 4), loss="cross_entropy", seed=0)
+    >>> from_sklearn(to_sklearn(network))
+    Network((2, 3, 4), ('relu', 'softmax'), 'cross_entropy', float64)
+    """
+    if not isinstance(estimator, _estimators("from_sklearn")):
+        raise checks.ParameterTypeError(
+            f"'estimator' must be scikit-learn's MLPClassifier or MLPRegressor, got {type(estimator).__name__}"
+        )
+    if not hasattr(estimator, "coefs_"):
+        raise checks.ParameterError("'estimator' must be fitted, got one without 'coefs_'")
+    names = {theirs: ours for ours, theirs in SKLEARN_ACTIVATIONS.items()}
+    losses = {output: loss for loss, output in SKLEARN_OUTPUTS.items()}
+    activation = names[checks.choice("estimator.activation", estimator.activation, names)]
+    loss = losses[checks.choice("estimator.out_activation_", estimator.out_activation_, losses)]
+    weights = [checks.layer(f"coefs_[{i}]", values, 2) for i, values in enumerate(estimator.coefs_)]
+    biases = [checks.layer(f"intercepts_[{i}]", values, 1) for i, values in enumerate(estimator.intercepts_)]
+    return _network(weights, biases, activation=activation, loss=loss)
+
+
+def to_torch(network: Network) -> dict[str, Array]:
+    """Return the parameters as PyTorch names and lays them out, as arrays of NumPy.
+
+    They are the state dict of ``torch.nn.Sequential(Linear, activation, Linear, ..., Linear)``, with the activation as
+    a module between any two layers, "identity" too. An activation after the last layer has no parameters.
+
+    Parameters
+    ----------
+    network : Network
+        Of any activations and loss.
+
+    Returns
+    -------
+    dict of str to ndarray
+        "0.weight" (outputs, inputs) and "0.bias" (outputs,) of the first layer, "2.weight" and "2.bias" of the second,
+        and so on: copies, in the network's precision. No biases if the network has none, as with
+        ``Linear(..., bias=False)``.
+
+    Raises
+    ------
+    ParameterTypeError
+        If `network` is not a Network.
+    DataError
+        If its parameters are not finite.
+
+    Notes
+    -----
+    PyTorch loads tensors::
+
+        module.load_state_dict({name: torch.from_numpy(array) for name, array in to_torch(network).items()})
+
+    fastbp's "gelu" is ``torch.nn.GELU()`` and "leaky_relu" ``torch.nn.LeakyReLU()``, with their defaults.
+
+    Examples
+    --------
+    >>> {name: array.shape for name, array in to_torch(Network((2, 3, 1))).items()}
+    {'0.weight': (3, 2), '0.bias': (3,), '2.weight': (1, 3), '2.bias': (1,)}
+    """
+    checks.instance("network", network, Network)
+    checks.parameters(network.params, network.sizes, network.bias)
+    state = {}
+    for layer, (weights, biases) in enumerate(zip(network.weights, network.biases, strict=True)):
+        state[f"{2 * layer}.weight"] = weights.T.copy()  # not ascontiguousarray: of one column it makes a view
+        if network.bias:
+            state[f"{2 * layer}.bias"] = biases.copy()
+    return state
+
+
+def from_torch(
+    state_dict: Mapping[str, Any],
+    *,
+    activation: str | Sequence[str] = "relu",
+    output: str | None = None,
+    loss: str = "squared_error",
+) -> Network:
+    """Return a network with the parameters of a ``torch.nn.Sequential`` of linear layers.
+
+    Parameters
+    ----------
+    state_dict : mapping of str to tensor or array_like
+        What `state_dict()` of the module returns: "<number>.weight" (outputs, inputs) and "<number>.bias" (outputs,) of
+        each linear layer, in the order of the numbers, whatever modules without parameters lie between. Missing biases
+        are zeros, or none at all if all are missing.
+    activation : str or sequence of str, default "relu"
+        Activation of the hidden layers, one name or one for each, which a state dict does not tell.
+    output : str, optional
+        Activation of the last layer; by default the natural partner of the loss. Where the module returns logits, the
+        network predicts probabilities.
+    loss : str, default "squared_error"
+        One of the losses of `Network`.
+
+    Returns
+    -------
+    Network
+        Of float64 if a layer is, or has whole numbers, else of float32.
+
+    Raises
+    ------
+    ParameterError
+        If the mapping has other names or no layer, or a setting is unknown.
+    ParameterTypeError
+        If an argument has the wrong type.
+    DataError
+        If a value is not an array of finite numbers, or layers do not fit each other.
+
+    Examples
+    --------
+    >>> network = from_torch({"0.weight": [[1.0, 2.0]], "0.bias": [0.5]})
+    >>> network.params
+    array([1. , 2. , 0.5])
+    """
+    if not isinstance(state_dict, Mapping):
+        raise checks.ParameterTypeError(f"'state_dict' must be a mapping, got {type(state_dict).__name__}")
+    layers: dict[int, dict[str, Array]] = {}
+    for name, value in state_dict.items():
+        match = _TORCH_NAME.fullmatch(name) if isinstance(name, str) else None
+        if not match:
+            raise checks.ParameterError(f"'state_dict' must have names such as '0.weight', '0.bias', got {name!r:.80}")
+        values = value.detach().cpu() if hasattr(value, "detach") else value
+        array = checks.layer(f"state_dict[{name}]", values, 2 if match[2] == "weight" else 1)
+        layers.setdefault(int(match[1]), {})[match[2]] = array
+    for number, layer in layers.items():
+        if "weight" not in layer:
+            raise checks.ParameterError(f"'state_dict' must have '{number}.weight' beside '{number}.bias'")
+    ordered = [layer for _, layer in sorted(layers.items())]
+    weights = [layer["weight"].T for layer in ordered]
+    biases = [layer.get("bias", np.zeros(len(layer["weight"]), layer["weight"].dtype)) for layer in ordered]
+    bias = any("bias" in layer for layer in ordered)
+    return _network(weights, biases, bias=bias, activation=activation, output=output, loss=loss)
+
+
+def _estimators(function: str) -> tuple[Any, Any]:
+    """Return scikit-learn's two classes."""
+    try:
+        from sklearn.neural_network import MLPClassifier, MLPRegressor
+    except ImportError as error:
+        raise ImportError(f'{function} needs scikit-learn: pip install "fastbp[sklearn]"') from error
+    return MLPClassifier, MLPRegressor
+
+
+def _settings(network: Network) -> dict[str, Any]:
+    """Return what scikit-learn's constructors take; refuse what its MLP cannot be."""
+    *hidden, output = network.activations
+    loss = checks.choice("network.loss", network.loss, SKLEARN_OUTPUTS, " for scikit-learn")
+    natural = LOSSES[loss].outputs[0]
+    checks.choice("network.activations[-1]", output, (natural,), f" for scikit-learn with the loss {loss!r}")
+    for layer, name in enumerate(hidden):
+        checks.choice(f"network.activations[{layer}]", name, SKLEARN_ACTIVATIONS, " for scikit-learn")
+    if len(set(hidden)) > 1:
+        names = ", ".join(map(repr, hidden))
+        raise checks.ParameterError(f"'network.activations' must be one for all hidden layers, got {names}")
+    if loss == "cross_entropy" and network.sizes[-1] < 2:
+        raise checks.ParameterError("'network.sizes' must end with at least 2 outputs for a classifier, got 1")
+    activation = SKLEARN_ACTIVATIONS[hidden[0]] if hidden else "relu"
+    return {"hidden_layer_sizes": network.sizes[1:-1], "activation": activation}
+
+
+def _label_binarizer(loss: str, outputs: int) -> Any:
+    """Return what turns outputs into classes: 0 and 1, one of several, or a 0 or 1 for each label."""
+    from sklearn.preprocessing import LabelBinarizer
+
+    if loss == "binary_cross_entropy":
+        return LabelBinarizer().fit(np.array([0, 1]) if outputs == 1 else np.eye(2, outputs, dtype=int))
+    return LabelBinarizer().fit(np.arange(outputs))
+
+
+def _biases(network: Network) -> list[Array]:
+    """Return copies of the biases, zeros where there are none."""
+    if network.bias:
+        return [biases.copy() for biases in network.biases]
+    return [np.zeros(outputs, network.params.dtype) for outputs in network.sizes[1:]]
+
+
+def _network(weights: list[Array], biases: list[Array], *, bias: bool = True, **settings: Any) -> Network:
+    """Return a network with copies of weights (inputs, outputs) and, if it has any, biases (outputs,)."""
+    if not weights:
+        raise checks.ParameterError("a network must have at least 1 layer of weights, got 0")
+    sizes = (len(weights[0]), *(array.shape[1] for array in weights))
+    shapes, lengths = [array.shape for array in weights], [len(vector) for vector in biases]
+    if shapes != [*itertools.pairwise(sizes)] or lengths != [*sizes[1:]]:
+        given = f"weights (inputs, outputs) {shapes} and biases {lengths}"
+        raise checks.DataError(f"layers must have as many inputs as the one before has outputs, got {given}")
+    network = Network(sizes, bias=bias, init="zeros", dtype=np.result_type(*weights, *biases), **settings)
+    for ours, theirs in zip(network.weights, weights, strict=True):
+        ours[:] = theirs
+    if bias:
+        for ours, theirs in zip(network.biases, biases, strict=True):
+            ours[:] = theirs
+    return network
