@@ -1,0 +1,54 @@
+"""Epochs per second of scikit-learn's classifier and of `fastbp.sklearn`'s, by `fit`, on data sets of scikit-learn."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+
+class Task(NamedTuple):
+    """A data set and what both classifiers are told about it."""
+
+    loader: str
+    hidden: int
+    batch_size: int
+
+
+TASKS = {"digits": Task("load_digits", 100, 200), "breast cancer": Task("load_breast_cancer", 16, 32)}
+LIBRARIES = {"fastbp": "fastbp.sklearn", "scikit-learn": "sklearn.neural_network"}
+
+
+def fitter(task: Task, library: str, dtype: str) -> Callable[[int], Any]:
+    """Return `fit(epochs)`, with relu, Adam and the defaults of scikit-learn, which only the epochs end; one thread."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    classifier = pytest.importorskip(LIBRARIES[library]).MLPClassifier
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
+
+    X, y = getattr(datasets, task.loader)(return_X_y=True)
+    X = StandardScaler().fit_transform(X).astype(dtype)
+
+    def fit(epochs: int) -> Any:
+        model = classifier(
+            (task.hidden,), batch_size=task.batch_size, max_iter=epochs, tol=0, n_iter_no_change=np.inf, random_state=0
+        )
+        with threadpool_limits(1), warnings.catch_warnings(category=ConvergenceWarning, action="ignore"):
+            return model.fit(X, y)
+
+    return fit
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", TASKS)
+def test_estimator(
+    name: str, dtype: str, library: str, rate: Callable[..., float | None], record: Callable[..., None]
+) -> None:
+    epochs_per_second = rate(fitter(TASKS[name], library, dtype))
+    if epochs_per_second:
+        record(f"{name} {dtype}", library, epochs_per_second=epochs_per_second)

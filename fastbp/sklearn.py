@@ -1,0 +1,773 @@
+"""`MLPClassifier` and `MLPRegressor`: scikit-learn's multilayer perceptrons, trained by fastbp.
+
+A script that imports them from here instead of from sklearn.neural_network runs as before, only faster.
+"""
+
+# mypy: allow-subclassing-any, allow-untyped-decorators
+# scikit-learn has no annotations.
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+try:
+    import scipy.optimize
+    import scipy.sparse
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.model_selection import train_test_split
+    from sklearn.utils import check_random_state, column_or_1d, compute_class_weight
+    from sklearn.utils.metaestimators import available_if
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError('fastbp.sklearn needs scikit-learn >= 1.6: pip install "fastbp[sklearn]"') from error
+
+from fastbp import checks, choices
+from fastbp.choices import CLASSIFYING, INITIALISERS, LOSSES, OPTIMIZERS, SCHEDULES, SGD
+from fastbp.network import Network
+from fastbp.progress import Progress
+from fastbp.train import TrainResult, resume, train
+
+Array = NDArray[Any]
+
+FOREVER = 2**31 - 1  # more epochs than anyone trains
+
+# What `train` calls the parameters that scikit-learn has another name for; objects name their own numbers.
+_OBJECTS = {"optimizer": "solver", "schedule": "learning_rate"}
+_NAMES = _OBJECTS | {
+    "beta1": "beta_1",
+    "beta2": "beta_2",
+    "l2": "alpha",
+    "learning_rate": "learning_rate_init",
+    "min_delta": "tol",
+    "patience": "n_iter_no_change",
+    "power": "power_t",
+}
+_OUTPUTS = {"sigmoid": "logistic", "exponential": "exp"}  # and what it calls the activations of outputs
+
+
+@contextlib.contextmanager
+def _named(names: dict[str, str] = _NAMES) -> Iterator[None]:
+    """Name parameters in the messages of errors as scikit-learn does."""
+    try:
+        yield
+    except checks.FastbpError as error:
+        message = re.sub(r"'(\w+)'", lambda name: repr(names.get(name[1], name[1])), str(error), count=1)
+        error.args = (message,)
+        raise
+
+
+def _has_batches(estimator: _Perceptron) -> bool:
+    if isinstance(estimator.solver, str) and estimator.solver == "lbfgs":
+        raise AttributeError("'partial_fit' needs another solver than 'lbfgs', which has no batches")
+    return True
+
+
+@dataclasses.dataclass(kw_only=True, eq=False, repr=False)
+class _Perceptron(BaseEstimator):
+    """What classifier and regressor share: scikit-learn's parameters, in its order, and ours."""
+
+    loss: str = dataclasses.field(default="log_loss", init=False)  # a parameter of the regressor, its first one
+    hidden_layer_sizes: Any = (100,)
+    activation: Any = "relu"
+    solver: Any = "adam"
+    alpha: float = 0.0001
+    batch_size: Any = "auto"
+    learning_rate: Any = "constant"
+    learning_rate_init: float = 0.001
+    power_t: float = 0.5
+    max_iter: int = 200
+    shuffle: bool = True
+    random_state: Any = None
+    tol: float = 1e-4
+    verbose: Any = False
+    warm_start: bool = False
+    momentum: float = 0.9
+    nesterovs_momentum: bool = True
+    early_stopping: bool = False
+    validation_fraction: float = 0.1
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    epsilon: float = 1e-8
+    n_iter_no_change: float = 10
+    max_fun: int = 15000
+    dropout: Any = 0.0
+    clip_norm: float | None = None
+    validation: Any = None
+    callback: Any = None
+    callback_every: int = 1
+    dtype: Any = None
+    init: str = "scikit-learn"
+    n_threads: int = 1
+    class_weight: Any = dataclasses.field(default=None, init=False)  # a parameter of the classifier
+    huber_delta: float = dataclasses.field(default=1.0, init=False)  # a parameter of the regressor
+
+    @property
+    def coefs_(self) -> list[Array]:
+        """Weights (inputs, outputs) of each layer, views of the network's."""
+        return self.network_.weights
+
+    @property
+    def intercepts_(self) -> list[Array]:
+        """Biases (outputs,) of each layer, views of the network's."""
+        return self.network_.biases
+
+    @property
+    def n_layers_(self) -> int:
+        """Number of layers, the inputs among them."""
+        return len(self.network_.sizes)
+
+    @property
+    def n_outputs_(self) -> int:
+        """Number of outputs."""
+        return self.network_.sizes[-1]
+
+    @property
+    def out_activation_(self) -> str:
+        """Activation of the outputs, as scikit-learn calls it."""
+        name = self.network_.activations[-1]
+        return _OUTPUTS.get(name, name)
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train a new network, or with `warm_start` the one of the last fit.
+
+        Parameters
+        ----------
+        X : array_like or sparse matrix of shape (n, features)
+            One sample a row. A sparse matrix is made dense.
+        y : array_like of shape (n,) or (n, outputs)
+            Labels of classes or a 0 or 1 for each label; numbers for a regressor.
+        sample_weight : array_like of shape (n,), optional
+            Weights of the rows, at least 0.
+
+        Returns
+        -------
+        MLPClassifier or MLPRegressor
+            The estimator itself.
+
+        Raises
+        ------
+        ParameterError, ParameterTypeError, DataError, ResourceError, DivergenceError
+            As `fastbp.train` does; the names in messages are those of the parameters here.
+        """
+        max_iter = checks.count("max_iter", self.max_iter)
+        fresh = not (self.warm_start and hasattr(self, "network_"))
+        X, targets = self._rows(X, y, fresh)
+        weights = None if sample_weight is None else checks.row_weights(sample_weight, len(X), X.dtype)
+        random = check_random_state(self.random_state)
+        network = self._new_network(X, targets, random) if fresh else self.network_.copy()
+        if isinstance(self.solver, str) and self.solver == "lbfgs":
+            self._minimise(network, X, targets, weights, fresh)
+            return self
+        held: tuple[Array, ...] | None = None
+        if self.validation is not None:
+            held = self._validation_rows()
+        elif self.early_stopping:
+            parts = train_test_split(
+                *([X, targets] if weights is None else [X, targets, weights]),
+                random_state=random,
+                test_size=self.validation_fraction,
+                stratify=targets if network.loss == "binary_cross_entropy" and network.sizes[-1] == 1 else None,
+            )
+            held = tuple(parts[1::2])
+            X, targets, *rest = parts[::2]
+            weights = rest[0] if rest else None
+        settings = self._settings(len(X), random)
+        # A schedule that says itself when to stop; yet without patience the best weights would not be kept.
+        endless = isinstance(settings["schedule"], choices.ReduceOnPlateau) and settings["schedule"].stop
+        with _named():
+            result = train(
+                X, targets, network=network, epochs=max_iter, sample_weight=weights, validation=held,
+                patience=FOREVER if endless else self._patience(), min_delta=self.tol,
+                watch="score" if held else "loss", **settings, **self._attendance(),
+            )  # fmt: skip
+        self._keep(network, result, result.loss.tolist(), len(X), fresh)
+        if result.stopped == "epochs":
+            message = f"training stopped at 'max_iter' ({max_iter}), before it converged"
+            warnings.warn(message, ConvergenceWarning, stacklevel=2)
+        return self
+
+    def _partial_fit(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> Self:
+        """Train one epoch further, without validation."""
+        fresh = not hasattr(self, "network_")
+        X, targets = self._rows(X, y, fresh, classes)
+        last: TrainResult | None = None if fresh else self.result_
+        told = {"epochs": 1, "sample_weight": sample_weight, **self._attendance()}
+        with _named():
+            if last is not None and last.validation_loss is None:
+                result = resume(last, X, targets, **told)
+            else:
+                random = check_random_state(self.random_state)
+                network = self._new_network(X, targets, random) if fresh else self.network_.copy()
+                result = train(X, targets, network=network, **told, **self._settings(len(X), random))
+        self._keep(result.network, result, result.loss[-1:].tolist(), len(X), fresh)
+        return self
+
+    def _validated(self, X: Any, y: Any, reset: bool, **how: Any) -> tuple[Array, Array]:
+        """Check X and y as scikit-learn does; return X dense."""
+        kinds = [np.float64, np.float32] if self.dtype is None else checks.dtype(self.dtype)
+        X, y = validate_data(
+            self, X, y, reset=reset, accept_sparse="csr", dtype=kinds, order="C", multi_output=True, **how
+        )
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        return X.toarray() if scipy.sparse.issparse(X) else X, y
+
+    def _rows(self, X: Any, y: Any, reset: bool, classes: Any = None) -> tuple[Array, Array]:
+        """Return rows and their targets for `train`: (n, outputs), but for more than two classes their numbers (n,)."""
+        raise NotImplementedError
+
+    def _loss(self, targets: Array) -> str:
+        raise NotImplementedError
+
+    def _validation_rows(self) -> tuple[Array, ...]:
+        if not isinstance(self.validation, tuple) or len(self.validation) not in (2, 3):
+            raise checks.ParameterTypeError(
+                f"'validation' must be a tuple (X, y) or (X, y, sample_weight), got {type(self.validation).__name__}"
+            )
+        X, y, *weights = self.validation
+        return *self._rows(X, y, False), *weights
+
+    def _new_network(self, X: Array, targets: Array, random: np.random.RandomState) -> Network:
+        """Return a network with weights drawn by `init`."""
+        units = checks.hidden(self.hidden_layer_sizes, "hidden_layer_sizes")
+        names: Any = [self.activation] if isinstance(self.activation, str) else self.activation
+        if isinstance(names, (list, tuple)):
+            names = ["sigmoid" if name == "logistic" else name for name in names]
+        theirs = checks.choice("init", self.init, ("scikit-learn", *INITIALISERS)) == "scikit-learn"
+        network = Network(
+            (X.shape[1], *units, targets.shape[1] if targets.ndim == 2 else len(self.classes_)),
+            activation=names[0] if isinstance(self.activation, str) else names,
+            loss=self._loss(targets),
+            huber_delta=self.huber_delta,
+            init="zeros" if theirs else self.init,
+            seed=None if theirs else _seed(random),
+            dtype=X.dtype,
+        )
+        if theirs:
+            # Glorot and Bengio's limit, or that over the square root of 3 for "logistic"; the output layer is drawn
+            # like the layer below it.
+            for layer, (weights, biases) in enumerate(zip(network.weights, network.biases, strict=True)):
+                factor = 2 if names and names[min(layer, len(names) - 1)] == "sigmoid" else 6
+                limit = np.sqrt(factor / sum(weights.shape))
+                weights[:] = random.uniform(-limit, limit, weights.shape)
+                biases[:] = random.uniform(-limit, limit, biases.shape)
+        return network
+
+    def _optimizer(self) -> choices.Optimizer:
+        """Return the settings that `solver` names; an object brings its own numbers."""
+        if not isinstance(self.solver, str):
+            with _named(_OBJECTS):
+                return checks.optimizer(self.solver)
+        solver = checks.choice("solver", self.solver, (*OPTIMIZERS, "lbfgs"))
+        optimizer: choices.Optimizer
+        if solver == "sgd":
+            optimizer = SGD(self.learning_rate_init, self.momentum, bool(self.nesterovs_momentum and self.momentum))
+        elif solver == "rmsprop":
+            optimizer = choices.RMSprop(self.learning_rate_init, epsilon=self.epsilon)
+        elif solver == "irprop":
+            optimizer = choices.IRprop(self.learning_rate_init)
+        else:
+            numbers = self.learning_rate_init, self.beta_1, self.beta_2, self.epsilon
+            optimizer = choices.Adam(*numbers, epsilon_hat=True) if solver == "adam" else choices.AdamW(*numbers)
+        with _named():
+            return checks.optimizer(optimizer)
+
+    def _patience(self) -> Any:
+        return FOREVER if self.n_iter_no_change == np.inf else self.n_iter_no_change
+
+    def _schedule(self, n: int, optimizer: choices.Optimizer) -> choices.Schedule:
+        """Return the schedule that `learning_rate` names; "invscaling" and "adaptive" are for "sgd" alone."""
+        name, rate = self.learning_rate, optimizer.learning_rate
+        if isinstance(name, str):
+            checks.choice("learning_rate", name, (*SCHEDULES, "invscaling", "adaptive"))
+        if name not in ("invscaling", "adaptive"):
+            with _named(_OBJECTS):
+                return checks.schedule(name, self.max_iter)
+        if not isinstance(optimizer, SGD) or (name == "invscaling" and self.power_t == 0):
+            return choices.Constant()
+        if name == "invscaling":
+            return choices.InverseScaling(self.power_t, n)
+        return choices.ReduceOnPlateau(0.2, self._patience(), self.tol, min(1.0, 1e-6 / rate), stop=True)
+
+    def _settings(self, n: int, random: np.random.RandomState) -> dict[str, Any]:
+        """Return what `train` is told for n rows, and `resume` remembers."""
+        optimizer = self._optimizer()
+        batch_size = self.batch_size
+        if isinstance(batch_size, str) and checks.choice("batch_size", batch_size, ("auto",), " or an integer >= 1"):
+            batch_size = None if isinstance(optimizer, choices.IRprop) else 200
+        return {
+            "optimizer": optimizer,
+            "schedule": self._schedule(n, optimizer),
+            "batch_size": batch_size,
+            "shuffle": self.shuffle,
+            "l2": self.alpha,
+            "dropout": self.dropout,
+            "clip_norm": self.clip_norm,
+            "class_weight": self._class_weight(),
+            "seed": _seed(random),
+        }
+
+    def _class_weight(self) -> Any:
+        """Return `class_weight` with the numbers of classes in place of their labels."""
+        if not isinstance(self.class_weight, dict):
+            return self.class_weight
+        weights = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_)
+        return dict(enumerate(weights.tolist()))
+
+    def _attendance(self) -> dict[str, Any]:
+        return {
+            "callback": self.callback,
+            "callback_every": self.callback_every,
+            "progress": bool(self.verbose),
+        }
+
+    def _keep(self, network: Network, result: TrainResult | None, losses: list[float], rows: int, fresh: bool) -> None:
+        """Keep what was trained, and the losses of the epochs, which saw so many rows each."""
+        self.network_, self.result_, self.n_iter_ = network, result, len(losses)
+        self.t_: int = rows * len(losses) + (0 if fresh else self.t_)
+        self.loss_curve_: list[float] = losses if fresh else self.loss_curve_ + losses
+        self.loss_ = losses[-1]
+        self.best_loss_: float | None = min(self.loss_curve_)
+        self.validation_scores_: list[float] | None = None
+        self.best_validation_score_: float | None = None
+        self.validation_loss_curve_: list[float] | None = None
+        if result and result.validation_loss is not None and result.validation_score is not None:
+            self.validation_loss_curve_ = result.validation_loss.tolist()
+            self.validation_scores_ = result.validation_score.tolist()
+            self.best_loss_, self.best_validation_score_ = None, max(self.validation_scores_)
+
+    def _minimise(self, network: Network, X: Array, targets: Array, weights: Array | None, fresh: bool) -> None:
+        """Train by SciPy's L-BFGS-B on all rows at once, the penalty included."""
+        for name, default in {"dropout": 0.0, "clip_norm": None, "validation": None, "callback": None}.items():
+            if getattr(self, name) is not default and getattr(self, name) != default:
+                raise checks.ParameterError(f"{name!r} must be left out with the solver 'lbfgs'")
+        with _named():
+            alpha, tol = checks.number("alpha", self.alpha, at_least=0), checks.number("tol", self.tol, at_least=0)
+            class_weight = checks.class_weight(self._class_weight())
+            y = checks.targets(targets, network.loss, len(X), network.sizes[-1], X.dtype)
+        if class_weight is not None:
+            weights = checks.class_weights(class_weight, network.loss, y, weights)
+        total = len(X) if weights is None else float(weights.sum(dtype=np.float64))
+        layers = zip(network.weights, network.biases, strict=True)
+        penalty = np.concatenate([part for w, b in layers for part in (np.full(w.size, alpha / total), 0.0 * b)])
+
+        def objective(params: Array) -> tuple[float, Array]:
+            network.params[:] = params
+            loss, gradient = network.loss_and_gradient(X, y, weights)
+            return loss + penalty @ params**2 / 2, gradient + penalty * params
+
+        losses: list[float] = []
+        with Progress(self.max_iter, bool(self.verbose)) as bar:
+
+            def show(intermediate_result: Any) -> None:
+                losses.append(float(intermediate_result.fun))
+                bar.show(len(losses), losses[-1])
+
+            found = scipy.optimize.minimize(
+                objective, network.params.astype(np.float64), method="L-BFGS-B", jac=True, callback=show,
+                options={"maxiter": self.max_iter, "maxfun": checks.count("max_fun", self.max_fun), "gtol": tol},
+            )  # fmt: skip
+        network.params[:] = found.x
+        self._keep(network, None, losses or [float(found.fun)], 0, fresh)
+        if not found.success:
+            warnings.warn(f"lbfgs did not converge: {found.message}", ConvergenceWarning, stacklevel=3)
+
+    def _outputs(self, X: Any) -> Array:
+        """Return the outputs (n, outputs) of the network."""
+        check_is_fitted(self)
+        n_threads = checks.count("n_threads", self.n_threads)
+        X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=self.network_.params.dtype, order="C")
+        X = X.toarray() if scipy.sparse.issparse(X) else X
+        if n_threads == 1:
+            return self.network_.predict(X)
+        with ThreadPoolExecutor(n_threads) as pool:
+            return np.concatenate([*pool.map(self.network_.predict, np.array_split(X, n_threads))])
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "network_")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+
+def _seed(random: np.random.RandomState) -> int:
+    """Draw a seed for `train`."""
+    return int(random.randint(2**31 - 1))
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class MLPClassifier(ClassifierMixin, _Perceptron):
+    """A multilayer perceptron that classifies, with the parameters and attributes of scikit-learn's.
+
+    Two classes share one output with the loss "binary_cross_entropy", which several labels a row have too; more classes
+    have an output each with "cross_entropy".
+
+    Parameters
+    ----------
+    hidden_layer_sizes : int or sequence of int, default (100,)
+        Units of the hidden layers; () is a linear model.
+    activation : str or sequence of str, default "relu"
+        "identity", "logistic" (or "sigmoid"), "tanh", "relu", "leaky_relu", "elu", "gelu", "silu", "softplus" or
+        "exponential": one for all hidden layers, or one for each.
+    solver : {"adam", "sgd", "lbfgs", "adamw", "rmsprop", "irprop"} or settings, default "adam"
+        A name, or settings such as ``fastbp.SGD(momentum=0.9)``, which bring all their numbers with them. "lbfgs" is
+        SciPy's L-BFGS-B on all rows at once; "irprop" needs a full batch, which "auto" gives it.
+    alpha : float, default 0.0001
+        Penalty: alpha / 2 times the sum of the squared weights, not biases, is added to the summed loss of each batch.
+    batch_size : int, None or "auto", default "auto"
+        Rows of a batch; "auto" is 200, and None, or more than there are rows, is the full batch.
+    learning_rate : str or settings, default "constant"
+        "constant", "invscaling" and "adaptive", which as in scikit-learn concern SGD alone, or another schedule of
+        `fastbp.train` for any solver but "lbfgs", by its name or by settings such as ``fastbp.CosineDecay()``.
+    learning_rate_init : float, default 0.001
+        The learning rate, before the schedule.
+    power_t : float, default 0.5
+        "invscaling" divides the rate by ``(1 + t) ** power_t``, with t the rows seen in the epochs before.
+    max_iter : int, default 200
+        Epochs at most; with "lbfgs", iterations.
+    shuffle : bool, default True
+        Whether each epoch visits the rows in a new order.
+    random_state : int, RandomState or None, default None
+        Seeds the weights, the validation that early stopping splits off, the orders and dropout.
+    tol : float, default 1e-4
+        By how much an epoch must improve the loss of the training, or with a validation its score; for "lbfgs" the
+        gradient at which it stops.
+    verbose : bool, default False
+        Whether to show a bar with loss and speed on stderr.
+    warm_start : bool, default False
+        Whether `fit` goes on with the weights of the last fit. The optimiser begins anew; `loss_curve_` and `t_` go on.
+    momentum : float, default 0.9
+        Of "sgd", in [0, 1).
+    nesterovs_momentum : bool, default True
+        Whether "sgd" looks ahead.
+    early_stopping : bool, default False
+        Whether to split a validation off, to stop when its score no longer improves, and to return to the weights of
+        the epoch where it was best. Not for "lbfgs".
+    validation_fraction : float, default 0.1
+        Share of the rows that early stopping splits off, of two classes with both in proportion.
+    beta_1, beta_2 : float, default 0.9 and 0.999
+        Of "adam" and "adamw", in [0, 1).
+    epsilon : float, default 1e-8
+        Of "adam", "adamw" and "rmsprop", above 0.
+    n_iter_no_change : int or infinity, default 10
+        Training stops after more than so many epochs in a row that did not improve by `tol`.
+    max_fun : int, default 15000
+        Evaluations of the loss by "lbfgs", at most.
+    class_weight : dict, "balanced" or None, default None
+        Weights of the classes, times `sample_weight`; "balanced" gives all classes the same sum of weights. Not for
+        several labels a row.
+    dropout : float or sequence of float, default 0.0
+        Share of the units of the hidden layers that each row does without in training: one, or one for each layer.
+    clip_norm : float or None, default None
+        Gradients of a greater Euclidean norm are scaled down to this one.
+    validation : tuple or None, default None
+        Data ``(X, y)`` or ``(X, y, sample_weight)`` for early stopping, which then splits nothing off.
+    callback : callable or None, default None
+        Called as ``callback(state)`` with a `fastbp.EpochState`; if it returns True, training stops. Not for "lbfgs".
+    callback_every : int, default 1
+        Epochs from one call to the next.
+    dtype : {"float32", "float64"} or None, default None
+        Precision of the network; None is float32 if X is, else float64.
+    init : str, default "scikit-learn"
+        How weights are drawn: "scikit-learn" gives the very weights and biases that scikit-learn draws from
+        `random_state`; the initialisers of `fastbp.train` are the others.
+    n_threads : int, default 1
+        Threads among which predictions share the rows, for the same bits. Training takes one thread, whatever this is;
+        several networks train side by side on joblib's threads, since kernels release Python's lock.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (classes,)
+        Labels, sorted; the columns of `predict_proba`.
+    coefs_, intercepts_ : list of ndarray
+        Weights (inputs, outputs) and biases (outputs,) of each layer, views of those of `network_`.
+    loss_ : float
+        Loss of the last epoch, with the penalty.
+    best_loss_ : float or None
+        The lowest of `loss_curve_`; None with a validation.
+    loss_curve_ : list of float
+        Loss of each epoch, with the penalty, each batch before its update; with "lbfgs" of each iteration.
+    validation_scores_, validation_loss_curve_ : list of float or None
+        Accuracy, or R^2 of a regressor, and loss of the validation after each epoch of the last fit; None without one.
+    best_validation_score_ : float or None
+        The highest of `validation_scores_`.
+    result_ : fastbp.TrainResult or None
+        Of the last training: what `fastbp.resume` goes on from. None with "lbfgs".
+    n_iter_ : int
+        Epochs of the last fit; 1 after `partial_fit`.
+    t_ : int
+        Rows trained on, each counted once an epoch.
+    n_layers_, n_outputs_, n_features_in_ : int
+        Layers, the inputs among them; outputs; features.
+    feature_names_in_ : ndarray of str
+        Names of the features, if X had any.
+    out_activation_ : {"logistic", "softmax", "identity", "exp"}
+        Activation of the outputs.
+    network_ : fastbp.Network
+        The network.
+
+    Notes
+    -----
+    From the same `random_state` without shuffling, "sgd" and "adam" give scikit-learn's weights to rounding. What
+    differs otherwise:
+
+    * The orders of shuffled rows are fastbp's.
+    * Losses are means over the weights of rows, and of a regressor sums over the outputs, as the gradient takes them;
+      scikit-learn reports the mean of the batches' means, and the mean over the outputs.
+
+    Weights that cease to be finite raise `fastbp.DivergenceError`, and `network_` stays what it was.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> X, y = load_iris(return_X_y=True)
+    >>> classifier = MLPClassifier((16,), learning_rate_init=0.02, batch_size=30, random_state=0).fit(X, y)
+    >>> classifier.score(X, y) > 0.9
+    True
+    """
+
+    hidden_layer_sizes: Any = (100,)
+    activation: Any = "relu"
+    _: dataclasses.KW_ONLY
+    class_weight: Any = None
+
+    @available_if(_has_batches)
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Self:
+        """Train one epoch further, on these rows, with the state that the optimiser has reached.
+
+        `early_stopping` and `validation` are for `fit`; after a fit with a validation, or with "lbfgs", the optimiser
+        begins anew. Otherwise the settings of the training are those it began with.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for `fit`.
+        classes : array_like of shape (classes,), optional
+            All labels that there will be; needed on the first call.
+
+        Returns
+        -------
+        MLPClassifier
+            The estimator itself.
+
+        Raises
+        ------
+        AttributeError
+            With the solver "lbfgs".
+        ParameterError, ParameterTypeError, DataError, ResourceError, DivergenceError
+            As `fastbp.resume` does, if `classes` are missing or others than before, or `class_weight` is "balanced".
+        """
+        first = not hasattr(self, "network_")
+        if first and classes is None:
+            raise checks.ParameterError("'classes' must be passed on the first call of 'partial_fit'")
+        if not first and classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+            raise checks.ParameterError("'classes' must be the same as on the first call of 'partial_fit'")
+        if isinstance(self.class_weight, str):
+            raise checks.ParameterError("'class_weight' must be a dict or None for 'partial_fit', got a name")
+        return self._partial_fit(X, y, sample_weight, classes)
+
+    def predict(self, X: Any) -> Array:
+        """Return the likeliest class of each row, or a 0 or 1 for each label.
+
+        Parameters
+        ----------
+        X : array_like or sparse matrix of shape (n, features)
+            One sample a row.
+
+        Returns
+        -------
+        ndarray of shape (n,) or (n, labels)
+            Labels of the kind that `fit` was given.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        ValueError
+            If X has other features than those of `fit`, or values that are not finite.
+        """
+        outputs = self._outputs(X)
+        if self.network_.loss == "cross_entropy":
+            return self.classes_[outputs.argmax(axis=1)]
+        likely = (outputs > 0.5).astype(int)
+        return likely if outputs.shape[1] > 1 else self.classes_[likely[:, 0].clip(max=len(self.classes_) - 1)]
+
+    def predict_proba(self, X: Any) -> Array:
+        """Return the probability of each class, or of each label, for each row.
+
+        Parameters
+        ----------
+        X : array_like or sparse matrix of shape (n, features)
+            One sample a row.
+
+        Returns
+        -------
+        ndarray of shape (n, classes)
+            Columns in the order of `classes_`.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        ValueError
+            If X has other features than those of `fit`, or values that are not finite.
+        """
+        outputs = self._outputs(X)
+        return np.hstack([1 - outputs, outputs]) if outputs.shape[1] == 1 else outputs
+
+    def predict_log_proba(self, X: Any) -> Array:
+        """Return the logarithms of `predict_proba`.
+
+        Parameters
+        ----------
+        X : array_like or sparse matrix of shape (n, features)
+            One sample a row.
+
+        Returns
+        -------
+        ndarray of shape (n, classes)
+            Minus infinity where a probability is 0.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        ValueError
+            If X has other features than those of `fit`, or values that are not finite.
+        """
+        with np.errstate(divide="ignore"):
+            return np.log(self.predict_proba(X))
+
+    def _rows(self, X: Any, y: Any, reset: bool, classes: Any = None) -> tuple[Array, Array]:
+        X, y = self._validated(X, y, reset)
+        check_classification_targets(y)
+        if y.ndim == 2:
+            if reset:
+                self.classes_ = np.arange(y.shape[1])
+            return X, y.toarray() if scipy.sparse.issparse(y) else y
+        if reset:
+            self.classes_ = np.unique(y if classes is None else classes)
+        numbers = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
+        unknown = np.count_nonzero(self.classes_[numbers] != y)
+        if unknown:
+            raise checks.DataError(f"'y' must hold the classes that were given first, got {unknown} others of {len(y)}")
+        return X, numbers if len(self.classes_) > 2 else numbers[:, None]
+
+    def _loss(self, targets: Array) -> str:
+        return "cross_entropy" if targets.ndim == 1 else "binary_cross_entropy"
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class MLPRegressor(RegressorMixin, _Perceptron):
+    """A multilayer perceptron that predicts numbers, one or several a row.
+
+    Parameters
+    ----------
+    loss : {"squared_error", "poisson", "absolute_error", "huber"}, default "squared_error"
+        What is minimised; "poisson" predicts rates above 0, for targets not below 0.
+    huber_delta : float, default 1.0
+        Size of a residual above which "huber" is no longer quadratic; above 0.
+    hidden_layer_sizes, activation, solver, ...
+        All others are those of `MLPClassifier`, but for `class_weight`.
+
+    Attributes
+    ----------
+    network_, coefs_, loss_curve_, ...
+        Those of `MLPClassifier`, but for `classes_`.
+
+    Notes
+    -----
+    As for `MLPClassifier`.
+
+    Examples
+    --------
+    >>> X = np.linspace(-1, 1, 100)[:, None]
+    >>> regressor = MLPRegressor(hidden_layer_sizes=(16,), activation="tanh", solver="lbfgs", random_state=0)
+    >>> regressor.fit(X, np.sin(3 * X[:, 0])).score(X, np.sin(3 * X[:, 0])) > 0.999
+    True
+    """
+
+    loss: str = "squared_error"
+    hidden_layer_sizes: Any = (100,)
+    activation: Any = "relu"
+    _: dataclasses.KW_ONLY
+    huber_delta: float = 1.0
+
+    @available_if(_has_batches)
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train one epoch further, on these rows, with the state that the optimiser has reached.
+
+        `early_stopping` and `validation` are for `fit`; after a fit with a validation, or with "lbfgs", the optimiser
+        begins anew. Otherwise the settings of the training are those it began with.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for `fit`.
+
+        Returns
+        -------
+        MLPRegressor
+            The estimator itself.
+
+        Raises
+        ------
+        AttributeError
+            With the solver "lbfgs".
+        ParameterError, ParameterTypeError, DataError, ResourceError, DivergenceError
+            As `fastbp.resume` does.
+        """
+        return self._partial_fit(X, y, sample_weight)
+
+    def predict(self, X: Any) -> Array:
+        """Return the numbers predicted for each row.
+
+        Parameters
+        ----------
+        X : array_like or sparse matrix of shape (n, features)
+            One sample a row.
+
+        Returns
+        -------
+        ndarray of shape (n,) or (n, outputs)
+            In the precision of the network.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        ValueError
+            If X has other features than those of `fit`, or values that are not finite.
+        """
+        outputs = self._outputs(X)
+        return outputs.ravel() if outputs.shape[1] == 1 else outputs
+
+    def _rows(self, X: Any, y: Any, reset: bool, classes: Any = None) -> tuple[Array, Array]:
+        X, y = self._validated(X, y, reset, y_numeric=True)
+        return X, y.reshape(len(y), -1)
+
+    def _loss(self, targets: Array) -> str:
+        return checks.choice("loss", self.loss, [name for name in LOSSES if name not in CLASSIFYING])
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags

@@ -1,0 +1,976 @@
+"""The estimators do what scikit-learn's do, bit by bit or to rounding, and keep its rules."""
+
+import importlib
+import inspect
+import pickle
+import re
+import sys
+import threading
+import types
+import warnings
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+import sklearn.neural_network
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.datasets import load_iris
+from sklearn.exceptions import ConvergenceWarning, DataConversionWarning, NotFittedError
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.validation import has_fit_parameter
+
+import fastbp
+from fastbp.checks import DataError, DivergenceError, ParameterError, ParameterTypeError
+from fastbp.choices import ELEMENTWISE, INITIALISERS
+from fastbp.sklearn import MLPClassifier, MLPRegressor
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # most tests end early
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+ESTIMATORS = [MLPClassifier, MLPRegressor]
+THEIRS = {
+    MLPClassifier: sklearn.neural_network.MLPClassifier,
+    MLPRegressor: sklearn.neural_network.MLPRegressor,
+}
+OLD_REGRESSOR = "loss" not in THEIRS[MLPRegressor]().get_params()  # before scikit-learn 1.7, as its weights of rows
+OLD_WEIGHTS = not has_fit_parameter(THEIRS[MLPClassifier], "sample_weight")
+
+ROWS = 105  # of five batches of 20 and a short one
+
+
+def features(columns=6):
+    return np.random.default_rng(0).normal(size=(ROWS, columns))
+
+
+def targets(kind, X):
+    """Estimators and targets by the kind of task."""
+    score = X[:, 0] + 0.5 * X[:, 1]
+    return {
+        "binary": score > 0,
+        "multiclass": np.digitize(score, [-0.5, 0.5]),
+        "multilabel": np.column_stack([score > 0, X[:, 2] > 0.3, X[:, 3] > 0]).astype(int),
+        "squared_error": np.sin(score),
+        "poisson": np.round(np.exp(score)),
+        "outputs": np.column_stack([score, X[:, 2] ** 2]),
+    }[kind]
+
+
+KINDS = {
+    "binary": (MLPClassifier, {}),
+    "multiclass": (MLPClassifier, {}),
+    "multilabel": (MLPClassifier, {}),
+    "squared_error": (MLPRegressor, {}),
+    "poisson": (MLPRegressor, {"loss": "poisson"}),
+}
+
+
+def pair(kind, **settings):
+    """Our estimator and theirs, with the same settings."""
+    ours, own = KINDS[kind]
+    if own and OLD_REGRESSOR:
+        pytest.skip("scikit-learn < 1.7 has no such loss")
+    return ours(**own, **settings), THEIRS[ours](**own, **settings)
+
+
+def parameters(estimator):
+    return np.concatenate([part.ravel() for part in (*estimator.coefs_, *estimator.intercepts_)])
+
+
+def agree(actual, expected, tolerance=1e-6):
+    """Relative to the largest: a weight near zero has no digits to compare."""
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+SHORT = {"hidden_layer_sizes": (7, 5), "max_iter": 10, "batch_size": 20, "learning_rate_init": 0.01, "random_state": 3}
+
+
+# --- parameters ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_parameters_of_scikit_learn_have_the_same_places_and_defaults(estimator):
+    expected = dict(inspect.signature(THEIRS[estimator]).parameters)
+    actual = inspect.signature(estimator).parameters
+    positions = [name for name, parameter in actual.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+
+    assert {name: parameter.default for name, parameter in expected.items()} == {
+        name: actual[name].default for name in expected
+    }
+    assert positions == ["loss"] * (estimator is MLPRegressor) + ["hidden_layer_sizes", "activation"]
+
+
+def test_parameters_are_stored_as_given():
+    sizes = [3, 4]
+    classifier = MLPClassifier(sizes, solver="nonsense")
+
+    assert classifier.hidden_layer_sizes is sizes
+    assert "solver='nonsense'" in repr(classifier)
+
+
+BAD_PARAMETERS = [
+    ({"hidden_layer_sizes": (0,)}, ParameterError, "'hidden_layer_sizes[0]'"),
+    ({"activation": "rectifier"}, ParameterError, "'activation'"),
+    ({"activation": ("relu", "relu")}, ParameterError, "'activation'"),
+    ({"solver": "newton"}, ParameterError, "'solver'"),
+    ({"solver": 3}, ParameterTypeError, "'solver'"),
+    ({"solver": fastbp.Adam(beta1=2.0)}, ParameterError, "'beta1'"),
+    ({"alpha": -1.0}, ParameterError, "'alpha'"),
+    ({"alpha": -1.0, "solver": "lbfgs"}, ParameterError, "'alpha'"),
+    ({"batch_size": 0}, ParameterError, "'batch_size'"),
+    ({"batch_size": "all"}, ParameterError, "'batch_size'"),
+    ({"learning_rate": "falling"}, ParameterError, "'learning_rate'"),
+    ({"learning_rate": 0.1}, ParameterTypeError, "'learning_rate'"),
+    ({"learning_rate": fastbp.ExponentialDecay(2.0)}, ParameterError, "'decay'"),
+    ({"learning_rate_init": 0.0}, ParameterError, "'learning_rate_init'"),
+    ({"solver": "sgd", "learning_rate": "invscaling", "power_t": -1.0}, ParameterError, "'power_t'"),
+    ({"max_iter": 0}, ParameterError, "'max_iter'"),
+    ({"shuffle": 3}, ParameterTypeError, "'shuffle'"),
+    ({"tol": -1.0}, ParameterError, "'tol'"),
+    ({"tol": -1.0, "solver": "lbfgs"}, ParameterError, "'tol'"),
+    ({"solver": "sgd", "momentum": 1.5}, ParameterError, "'momentum'"),
+    ({"beta_1": 1.0}, ParameterError, "'beta_1'"),
+    ({"beta_2": -0.5}, ParameterError, "'beta_2'"),
+    ({"epsilon": 0.0}, ParameterError, "'epsilon'"),
+    ({"n_iter_no_change": -1}, ParameterError, "'n_iter_no_change'"),
+    ({"solver": "lbfgs", "max_fun": 0}, ParameterError, "'max_fun'"),
+    ({"class_weight": "even"}, ParameterError, "'class_weight'"),
+    ({"class_weight": {True: -1.0, False: 1.0}}, ParameterError, "'class_weight"),
+    ({"dropout": 1.0}, ParameterError, "'dropout'"),
+    ({"clip_norm": 0.0}, ParameterError, "'clip_norm'"),
+    ({"validation": 0.1}, ParameterTypeError, "'validation'"),
+    ({"callback": 3}, ParameterTypeError, "'callback'"),
+    ({"callback_every": 0}, ParameterError, "'callback_every'"),
+    ({"dtype": "float16"}, ParameterError, "'dtype'"),
+    ({"init": "orthogonal"}, ParameterError, "'init'"),
+    ({"solver": "irprop", "batch_size": 20}, ParameterError, "'batch_size'"),
+    *[
+        ({"solver": "lbfgs", **setting}, ParameterError, "must be left out with the solver 'lbfgs'")
+        for setting in ({"dropout": 0.5}, {"clip_norm": 1.0}, {"validation": (1, 2)}, {"callback": print})
+    ],
+]
+
+
+@pytest.mark.parametrize(("settings", "error", "message"), BAD_PARAMETERS, ids=str)
+def test_bad_parameter_is_named_as_the_estimator_names_it(settings, error, message):
+    X = features()
+
+    with pytest.raises(error, match=re.escape(message)):
+        MLPClassifier(**settings).fit(X, targets("binary", X))
+
+
+def test_bad_loss_and_huber_delta_are_named():
+    X = features()
+
+    with pytest.raises(ParameterError, match="'loss'"):
+        MLPRegressor("cross_entropy").fit(X, X[:, 0])
+    with pytest.raises(ParameterError, match="'huber_delta'"):
+        MLPRegressor("huber", huber_delta=0.0).fit(X, X[:, 0])
+
+
+def test_threads_are_checked():
+    X = features()
+    regressor = MLPRegressor(max_iter=1, n_threads=0).fit(X, X[:, 0])
+
+    with pytest.raises(ParameterError, match="'n_threads'"):
+        regressor.predict(X)
+
+
+def test_missing_scikit_learn_says_how_to_install_it(monkeypatch):
+    monkeypatch.delitem(sys.modules, "fastbp.sklearn")
+    monkeypatch.setitem(sys.modules, "sklearn.base", None)
+
+    with pytest.raises(ImportError, match=re.escape('pip install "fastbp[sklearn]"')):
+        importlib.import_module("fastbp.sklearn")
+
+
+# --- scikit-learn's own checks ------------------------------------------------------------------------------------
+
+
+def expected_failures(estimator):
+    if estimator.batch_size != 16:
+        return {}
+    return {
+        "check_sample_weight_equivalence_on_dense_data": "a row that comes twice falls into two batches",
+        "check_sample_weight_equivalence_on_sparse_data": "the same, from a sparse matrix",
+    }
+
+
+RULES = parametrize_with_checks(
+    [
+        *[estimator(max_iter=100) for estimator in ESTIMATORS],  # at most 200 rows: full batches
+        *[estimator(max_iter=60, batch_size=16) for estimator in ESTIMATORS],
+        *[estimator(max_iter=50, solver="lbfgs") for estimator in ESTIMATORS],
+    ],
+    expected_failed_checks=expected_failures,
+)
+
+
+# A list, because of the generator that older versions of scikit-learn hand over pytest warns.
+@pytest.mark.parametrize(RULES.args[0], list(RULES.args[1]), **RULES.kwargs)
+def test_estimator_keeps_the_rules_of_scikit_learn(estimator, check):
+    check(estimator)
+
+
+# --- the same numbers as scikit-learn -----------------------------------------------------------------------------
+
+ADAM = {"solver": "adam"}
+SOLVERS = [
+    ADAM,
+    {"solver": "sgd", "momentum": 0},
+    {"solver": "sgd", "momentum": 0.9, "nesterovs_momentum": False},
+    {"solver": "sgd", "momentum": 0.9, "nesterovs_momentum": True},
+    {"solver": "sgd", "learning_rate": "invscaling", "power_t": 0.1},
+]
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+@pytest.mark.parametrize("activation", ["identity", "logistic", "tanh", "relu"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_and_losses_are_those_of_scikit_learn(kind, activation, solver):
+    ours, theirs = pair(kind, activation=activation, shuffle=False, alpha=0.01, **solver, **SHORT)
+    X = features()
+    y = targets(kind, X)
+    ours.fit(X, y)
+    theirs.fit(X, y)
+
+    agree(parameters(ours), parameters(theirs))
+    agree(ours.loss_curve_, theirs.loss_curve_)
+    assert [ours.loss_, ours.best_loss_] == [ours.loss_curve_[-1], min(ours.loss_curve_)]
+    for name in ("n_iter_", "t_", "n_layers_", "n_outputs_", "out_activation_", "n_features_in_"):
+        assert getattr(ours, name) == getattr(theirs, name)
+
+
+@pytest.mark.skipif(OLD_WEIGHTS, reason="scikit-learn < 1.7 has no weights of rows")
+@pytest.mark.parametrize("batch_size", [20, ROWS])
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_weighted_rows_count_as_in_scikit_learn(kind, solver, batch_size, rng):
+    ours, theirs = pair(
+        kind, activation="tanh", shuffle=False, alpha=0.01, **solver, **SHORT | {"batch_size": batch_size}
+    )
+    X, weights = features(), rng.uniform(0, 3, ROWS)
+    y = targets(kind, X)
+    ours.fit(X, y, weights)
+    theirs.fit(X, y, weights)
+
+    agree(parameters(ours), parameters(theirs))
+    if batch_size == ROWS:  # a mean of the means of batches is another figure than ours
+        agree(ours.loss_curve_, theirs.loss_curve_)
+
+
+def test_several_outputs_are_trained_as_by_scikit_learn():
+    ours, theirs = (estimator(shuffle=False, **ADAM, **SHORT) for estimator in (MLPRegressor, THEIRS[MLPRegressor]))
+    X = features()
+    y = targets("outputs", X)
+    ours.fit(X, y)
+    theirs.fit(X, y)
+
+    agree(parameters(ours), parameters(theirs))
+    agree(ours.predict(X), theirs.predict(X))
+    assert ours.predict(X).shape == (ROWS, 2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("activation", ["relu", "logistic"])
+@pytest.mark.parametrize("sizes", [(), (5,), 4, [7, 3], np.array([2, 3])], ids=str)
+def test_first_weights_are_those_of_scikit_learn(sizes, activation, dtype):
+    X = features().astype(dtype)
+    settings = {
+        "activation": activation,
+        "random_state": 5,
+        "max_iter": 1,
+        "solver": "sgd",
+        "learning_rate_init": 1e-30,
+    }
+    ours, theirs = (
+        estimator(hidden_layer_sizes=sizes, **settings).fit(X, X[:, 0])
+        for estimator in (MLPRegressor, THEIRS[MLPRegressor])
+    )
+
+    expected = parameters(theirs)
+    actual = parameters(ours)
+
+    assert actual.dtype == dtype
+    assert actual.tobytes() == expected.tobytes()
+
+
+STOPPING = [
+    {"solver": "sgd", "tol": 1e-2, "n_iter_no_change": 3},
+    {"solver": "sgd", "tol": 1e-2, "n_iter_no_change": 3, "learning_rate": "adaptive"},
+    {**ADAM, "tol": 1e-2, "n_iter_no_change": 1},
+    {**ADAM, "early_stopping": True, "n_iter_no_change": 4, "validation_fraction": 0.2},
+    {"solver": "sgd", "early_stopping": True, "n_iter_no_change": 2, "max_iter": 60},
+    {**ADAM, "early_stopping": True, "n_iter_no_change": np.inf, "max_iter": 30},
+    {"solver": "sgd", "learning_rate": "adaptive", "early_stopping": True, "n_iter_no_change": 1},
+]
+
+
+@pytest.mark.parametrize("stopping", STOPPING, ids=str)
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel", "squared_error"])
+def test_training_stops_in_the_epoch_of_scikit_learn(kind, stopping):
+    ours, theirs = pair(kind, shuffle=False, **SHORT | {"max_iter": 400, "learning_rate_init": 0.05} | stopping)
+    X = features()
+    y = targets(kind, X)
+    ours.fit(X, y)
+    theirs.fit(X, y)
+
+    assert ours.n_iter_ == theirs.n_iter_
+    agree(ours.loss_curve_, theirs.loss_curve_)
+    agree(parameters(ours), parameters(theirs))
+    if stopping.get("early_stopping"):
+        agree(ours.validation_scores_, theirs.validation_scores_)
+        assert ours.best_validation_score_ == max(ours.validation_scores_)
+        assert ours.best_loss_ is None
+        assert len(ours.validation_loss_curve_) == ours.n_iter_
+    else:
+        assert ours.validation_scores_ is ours.best_validation_score_ is ours.validation_loss_curve_ is None
+
+
+@pytest.mark.skipif(OLD_WEIGHTS, reason="scikit-learn < 1.7 has no weights of rows")
+@pytest.mark.parametrize("kind", ["binary", "squared_error"])
+def test_weighted_rows_stop_the_training_as_in_scikit_learn(kind, rng):
+    settings = {"max_iter": 100, "learning_rate_init": 0.05, "batch_size": ROWS, "early_stopping": True}
+    ours, theirs = pair(kind, shuffle=False, **SHORT | settings)
+    X, weights = features(), rng.uniform(0, 3, ROWS)
+    y = targets(kind, X)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # theirs: a batch of all rows, now fewer
+        theirs.fit(X, y, weights)
+    ours.fit(X, y, weights)
+
+    agree(parameters(ours), parameters(theirs))
+    agree(ours.loss_curve_, theirs.loss_curve_)
+    agree(ours.validation_scores_, theirs.validation_scores_)
+
+
+def test_batches_have_two_hundred_rows_unless_told_otherwise():
+    X = np.tile(features(), (4, 1))
+    settings = {"hidden_layer_sizes": (5,), "shuffle": False, "max_iter": 3, "random_state": 0}
+    ours, theirs = (estimator(**settings).fit(X, X[:, 0]) for estimator in (MLPRegressor, THEIRS[MLPRegressor]))
+    full = MLPRegressor(solver="irprop", **settings).fit(X, X[:, 0])
+
+    agree(parameters(ours), parameters(theirs))
+    assert full.result_.state.settings.batch_size is None
+
+
+@pytest.mark.filterwarnings("ignore:scipy.optimize:DeprecationWarning")  # caused by scikit-learn 1.6
+@pytest.mark.parametrize("weighted", [False, pytest.param(True, marks=pytest.mark.skipif(OLD_WEIGHTS, reason="none"))])
+@pytest.mark.parametrize("kind", KINDS)
+def test_lbfgs_reaches_the_minimum_of_scikit_learn(kind, weighted, rng):
+    settings = {"solver": "lbfgs", "alpha": 1.0, "max_iter": 5000, "tol": 1e-6, "random_state": 0, "activation": "tanh"}
+    ours, theirs = pair(kind, hidden_layer_sizes=(3,), **settings)
+    X = features()
+    y = targets(kind, X)
+    weights = (rng.uniform(0, 2, ROWS),) if weighted else ()
+    ours.fit(X, y, *weights)
+    theirs.fit(X, y, *weights)
+
+    assert ours.loss_ == pytest.approx(theirs.loss_, rel=1e-4)
+    agree(ours.predict(X), theirs.predict(X), 0.05 if isinstance(ours, MLPRegressor) else 0)
+    assert ours.loss_curve_[-1] == ours.loss_
+    assert len(ours.loss_curve_) == ours.n_iter_
+    assert ours.result_ is None
+
+
+@pytest.mark.parametrize("activation", ["identity", "logistic", "tanh", "relu"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictions_are_those_of_scikit_learn_with_the_same_weights(kind, activation):
+    ours, theirs = pair(kind, activation=activation, **SHORT)
+    X = features()
+    y = targets(kind, X)
+    theirs.fit(X, y)
+    ours.fit(X, y)
+    theirs.coefs_, theirs.intercepts_ = ours.coefs_, ours.intercepts_
+
+    for name in ("predict", "predict_proba", "predict_log_proba"):
+        if hasattr(theirs, name):
+            expected = getattr(theirs, name)(X)
+            actual = getattr(ours, name)(X)
+
+            assert actual.shape == expected.shape
+            assert actual.dtype == expected.dtype
+            np.testing.assert_allclose(
+                actual, expected, rtol=1e-11, atol=1e-7 if name == "predict_log_proba" else 1e-12
+            )
+    assert ours.score(X, y) == pytest.approx(theirs.score(X, y), rel=1e-12)
+
+
+# --- what scikit-learn has --------------------------------------------------------------------------------------------
+
+
+def test_views_of_the_weights_are_those_of_the_network():
+    X = features()
+    regressor = MLPRegressor(**SHORT).fit(X, X[:, 0])
+    before = regressor.predict(X)
+    regressor.intercepts_[-1][:] += 1
+
+    assert [np.shares_memory(part, regressor.network_.params) for part in regressor.coefs_] == [True] * 3
+    np.testing.assert_allclose(regressor.predict(X), before + 1)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_unfitted_estimator_has_no_results(estimator):
+    with pytest.raises(NotFittedError):
+        estimator().predict(features())
+    assert not hasattr(estimator(), "coefs_")
+    assert not hasattr(estimator(), "loss_curve_")
+
+
+def test_number_of_epochs_that_did_not_suffice_is_a_warning():
+    X = features()
+
+    with pytest.warns(ConvergenceWarning, match="'max_iter' \\(2\\)"):
+        MLPRegressor(max_iter=2).fit(X, X[:, 0])
+    with pytest.warns(ConvergenceWarning, match="lbfgs"):
+        MLPRegressor(max_iter=2, solver="lbfgs").fit(X, X[:, 0])
+
+
+def test_trained_estimator_does_not_warn():
+    X = features()
+
+    with warnings.catch_warnings(action="error"):
+        assert MLPRegressor(tol=1e9, n_iter_no_change=1).fit(X, X[:, 0]).n_iter_ == 3
+        assert MLPRegressor(solver="lbfgs", tol=10.0).fit(X, X[:, 0]).n_iter_ == 1
+
+
+@pytest.mark.parametrize(
+    "labels", [["no", "yes", "maybe"], ["b", "a"], [7, -3, 12], [0.0, 1.0], [True, False]], ids=str
+)
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+def test_labels_come_back(labels, solver):
+    X = features()
+    labels = np.array(labels)
+    y = labels[np.digitize(X[:, 0], np.linspace(-0.5, 0.5, len(labels) - 1))]
+    classifier = MLPClassifier(solver=solver, max_iter=100, learning_rate_init=0.02).fit(X, y)
+
+    assert classifier.classes_.tolist() == sorted(labels.tolist())
+    assert classifier.predict(X).dtype == labels.dtype
+    assert classifier.score(X, y) > 0.95
+    assert classifier.score(X, y) == accuracy_score(y, classifier.predict(X))
+
+
+def test_one_class_is_predicted():
+    X = features()
+    classifier = MLPClassifier(max_iter=2).fit(X, np.full(ROWS, "only"))
+
+    assert set(classifier.predict(X)) == {"only"}
+
+
+def test_unknown_classes_are_refused():
+    X = features()
+    classifier = MLPClassifier(warm_start=True, max_iter=2).fit(X, np.arange(ROWS) % 3)
+
+    with pytest.raises(DataError, match="got 35 others of 105"):
+        classifier.fit(X, np.arange(ROWS) % 3 + 1)
+
+
+def test_column_of_targets_is_taken_with_a_warning():
+    X = features()
+
+    with pytest.warns(DataConversionWarning):
+        actual = MLPRegressor(**SHORT).fit(X, X[:, :1]).predict(X)
+
+    assert actual.shape == (ROWS,)
+
+
+def test_names_of_features_are_kept_and_compared():
+    pandas = pytest.importorskip("pandas")
+    X = pandas.DataFrame(features(2), columns=["length", "width"])
+    y = pandas.Series(np.where(X["length"] > 0, "long", "short"))
+    classifier = MLPClassifier(max_iter=3).fit(X, y, pandas.Series(np.ones(ROWS)))
+
+    assert classifier.feature_names_in_.tolist() == ["length", "width"]
+    assert classifier.predict(X).shape == (ROWS,)
+    with pytest.raises(ValueError, match="feature names"):
+        classifier.predict(X[["width", "length"]])
+
+
+@pytest.mark.parametrize("kind", ["binary", "multilabel"])
+def test_sparse_matrices_are_as_good_as_dense_ones(kind):
+    X = features() * (features() > 0)
+    y = targets(kind, X)
+    expected = MLPClassifier(**SHORT).fit(X, y).predict_proba(X)
+    also = sparse.csr_array(y) if kind == "multilabel" else y
+    actual = MLPClassifier(**SHORT).fit(sparse.csc_array(X), also).predict_proba(sparse.csr_array(X))
+
+    assert actual.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_float32_stays_float32(estimator):
+    X = features().astype(np.float32)
+    y = targets("binary", X)
+    fitted = estimator(**SHORT).fit(X, y)
+    predictions = fitted.predict(X) if estimator is MLPRegressor else fitted.predict_proba(X)
+
+    assert {part.dtype for part in (*fitted.coefs_, *fitted.intercepts_, predictions)} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(("given", "dtype"), [("float64", "float32"), ("float32", "float64"), ("int64", "float32")])
+def test_precision_can_be_chosen(given, dtype):
+    X = (10 * features()).astype(given)
+    regressor = MLPRegressor(dtype=dtype, **SHORT).fit(X, X[:, 0])
+
+    assert regressor.network_.params.dtype == dtype
+    assert regressor.predict(X).dtype == dtype
+
+
+@pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs"])
+def test_same_random_state_gives_the_same_bits(solver):
+    X = features()
+    first, second, other = (
+        MLPRegressor(solver=solver, **SHORT | {"random_state": seed}).fit(X, X[:, 0]) for seed in (1, 1, 2)
+    )
+
+    assert parameters(first).tobytes() == parameters(second).tobytes()
+    assert parameters(first).tobytes() != parameters(other).tobytes()
+
+
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+def test_warm_start_keeps_the_weights(solver):
+    X = features()
+    y = targets("multiclass", X)
+    classifier = MLPClassifier(solver=solver, warm_start=True, **SHORT).fit(X, y)
+    network, losses = classifier.network_, classifier.loss_curve_
+    before = network.params.tobytes()
+    classifier.set_params(max_iter=4).fit(X, y)
+
+    assert classifier.loss_curve_[:10] == losses
+    assert len(classifier.loss_curve_) == 14
+    assert classifier.n_iter_ == 4
+    assert classifier.t_ == (14 * ROWS if solver == "adam" else 0)
+    assert classifier.loss_curve_[-1] < losses[-1]
+    assert network.params.tobytes() == before  # whoever holds it
+
+
+def test_warm_start_begins_with_a_new_optimiser():
+    X = features()
+    settings = {"shuffle": False, "warm_start": True, **ADAM, **SHORT}
+    ours, theirs = (e(**settings).fit(X, X[:, 0]).fit(X, X[:, 0]) for e in (MLPRegressor, THEIRS[MLPRegressor]))
+
+    agree(parameters(ours), parameters(theirs))
+    agree(ours.loss_curve_, theirs.loss_curve_)
+    assert [ours.n_iter_, ours.t_] == [theirs.n_iter_, theirs.t_]
+
+
+def test_fit_without_warm_start_begins_anew():
+    X = features()
+    regressor = MLPRegressor(**SHORT).fit(X, X[:, 0])
+    expected = parameters(regressor).copy()
+    actual = parameters(regressor.fit(X, X[:, 0]))
+
+    assert actual.tobytes() == expected.tobytes()
+    assert len(regressor.loss_curve_) == 10
+
+
+@pytest.mark.parametrize("solver", [ADAM, {"solver": "sgd"}], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_partial_fit_goes_on_as_in_scikit_learn(kind, solver):
+    ours, theirs = pair(kind, shuffle=False, activation="tanh", **solver, **SHORT)
+    X = features()
+    y = targets(kind, X)
+    classes = {} if isinstance(ours, MLPRegressor) else {"classes": np.arange(3) if y.ndim == 2 else np.unique(y)}
+    for start in (0, 30, 60, 0):
+        rows = slice(start, start + 45)
+        ours.partial_fit(X[rows], y[rows], **classes)
+        theirs.partial_fit(X[rows], y[rows], **classes)
+
+    agree(parameters(ours), parameters(theirs))
+    agree(ours.loss_curve_, theirs.loss_curve_)
+    assert [ours.n_iter_, ours.t_] == [theirs.n_iter_, theirs.t_]
+
+
+def test_partial_fits_are_one_fit():
+    X = features()
+    expected = MLPRegressor(**SHORT, learning_rate=fastbp.CosineDecay()).fit(X, X[:, 0])
+    actual = MLPRegressor(**SHORT, learning_rate=fastbp.CosineDecay())
+    for _ in range(10):
+        actual.partial_fit(X, X[:, 0])
+
+    assert parameters(actual).tobytes() == parameters(expected).tobytes()
+    assert actual.loss_curve_ == expected.loss_curve_
+
+
+def test_partial_fit_goes_on_after_fit():
+    X = features()
+    expected = MLPRegressor(**SHORT | {"max_iter": 11}).fit(X, X[:, 0])
+    actual = MLPRegressor(**SHORT).fit(X, X[:, 0]).partial_fit(X, X[:, 0])
+
+    assert parameters(actual).tobytes() == parameters(expected).tobytes()
+
+
+@pytest.mark.parametrize("before", [{"early_stopping": True}, {"solver": "lbfgs"}], ids=str)
+def test_partial_fit_begins_with_a_new_optimiser_where_there_is_none_to_keep(before):
+    X = features()
+    regressor = MLPRegressor(**SHORT | before).fit(X, X[:, 0])
+    network = regressor.network_.copy()
+    regressor.set_params(solver="sgd", momentum=0, batch_size=ROWS, alpha=0).partial_fit(X, X[:, 0])
+
+    expected = network.params - 0.01 * network.loss_and_gradient(X, X[:, 0])[1]
+    actual = regressor.network_.params
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-14)
+    assert regressor.validation_scores_ is None
+
+
+def test_partial_fit_ignores_early_stopping():
+    X = features()
+    regressor = MLPRegressor(early_stopping=True, validation=(X, X[:, 0]), **SHORT).partial_fit(X, X[:, 0])
+
+    assert regressor.validation_scores_ is None
+    assert regressor.t_ == ROWS
+
+
+def test_partial_fit_needs_all_classes_at_first():
+    X = features()
+    classifier = MLPClassifier()
+
+    with pytest.raises(ParameterError, match="'classes'"):
+        classifier.partial_fit(X, np.arange(ROWS) % 2)
+    classifier.partial_fit(X, np.arange(ROWS) % 2, classes=[0, 1, 2])
+    assert classifier.predict_proba(X).shape == (ROWS, 3)
+    with pytest.raises(ParameterError, match="'classes'"):
+        classifier.partial_fit(X, np.arange(ROWS) % 2, classes=[0, 1])
+    with pytest.raises(DataError, match="'y'"):
+        classifier.partial_fit(X, np.arange(ROWS) % 5)
+    with pytest.raises(DataError, match="'y'"):
+        MLPClassifier().partial_fit(X, np.arange(ROWS) % 5, classes=[0, 1, 2])
+
+
+def test_partial_fit_knows_no_balance_of_classes_to_come():
+    with pytest.raises(ParameterError, match="'class_weight'"):
+        MLPClassifier(class_weight="balanced").partial_fit(features(), np.arange(ROWS) % 2, classes=[0, 1])
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_lbfgs_has_no_partial_fit(estimator):
+    assert hasattr(estimator(), "partial_fit")
+    assert hasattr(estimator(solver=fastbp.SGD()), "partial_fit")
+    assert not hasattr(estimator(solver="lbfgs"), "partial_fit")
+
+
+# --- what scikit-learn has not ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", [*ELEMENTWISE, ("logistic", "gelu"), ["tanh", "relu"]], ids=str)
+def test_every_activation_can_be_chosen(activation):
+    X = features()
+    regressor = MLPRegressor(activation=activation, **SHORT | {"max_iter": 1}).fit(X, X[:, 0])
+    names = [activation] * 2 if isinstance(activation, str) else activation
+
+    expected = (*("sigmoid" if name == "logistic" else name for name in names), "identity")
+    actual = regressor.network_.activations
+
+    assert actual == expected
+
+
+def test_each_layer_is_drawn_for_its_activation():
+    X = features()
+    regressor = MLPRegressor(activation=("logistic", "tanh"), **SHORT | {"max_iter": 1, "learning_rate_init": 1e-30})
+    random = np.random.RandomState(3)
+
+    for layer, factor in enumerate([2, 6, 6]):
+        weights = regressor.fit(X, X[:, 0]).coefs_[layer]
+        limit = np.sqrt(factor / sum(weights.shape))
+        expected = random.uniform(-limit, limit, weights.shape)
+        random.uniform(size=weights.shape[1])
+
+        np.testing.assert_allclose(weights, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("init", INITIALISERS)
+def test_every_initialiser_can_be_chosen(init):
+    X = features()
+    regressor = MLPRegressor(init=init, **SHORT | {"max_iter": 1, "learning_rate_init": 1e-30}).fit(X, X[:, 0])
+    seed = np.random.RandomState(3).randint(2**31 - 1)
+
+    expected = fastbp.Network((6, 7, 5, 1), init=init, seed=seed).params
+    actual = regressor.network_.params
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-20)
+
+
+OPTIMIZERS = [
+    ("adamw", fastbp.AdamW(0.01)),
+    ("rmsprop", fastbp.RMSprop(0.01)),
+    ("irprop", fastbp.IRprop(0.01)),
+    (fastbp.SGD(0.02, momentum=0.5), fastbp.SGD(0.02, momentum=0.5)),
+    (fastbp.Adam(0.02, beta1=0.5), fastbp.Adam(0.02, beta1=0.5)),
+]
+
+
+@pytest.mark.parametrize(("solver", "optimizer"), OPTIMIZERS, ids=str)
+def test_every_optimiser_can_be_chosen(solver, optimizer):
+    X = features()
+    batch_size = "auto" if solver == "irprop" else 20
+    regressor = MLPRegressor(solver=solver, **SHORT | {"batch_size": batch_size}).fit(X, X[:, 0])
+
+    assert regressor.result_.state.settings.optimizer == optimizer
+    assert regressor.loss_ < regressor.loss_curve_[0]
+
+
+@pytest.mark.parametrize(
+    ("learning_rate", "solver", "schedule"),
+    [
+        ("cosine", "adam", fastbp.CosineDecay(epochs=10)),
+        (fastbp.ExponentialDecay(0.5), "adam", fastbp.ExponentialDecay(0.5)),
+        ("invscaling", "sgd", fastbp.InverseScaling(0.5, ROWS)),
+        ("adaptive", "sgd", fastbp.ReduceOnPlateau(0.2, 10, 1e-4, 1e-6 / 0.01, stop=True)),
+        ("adaptive", fastbp.SGD(1e-7), fastbp.ReduceOnPlateau(0.2, 10, 1e-4, 1.0, stop=True)),
+        ("invscaling", "adam", fastbp.Constant()),
+        ("adaptive", "adam", fastbp.Constant()),
+    ],
+    ids=str,
+)
+def test_every_schedule_can_be_chosen(learning_rate, solver, schedule):
+    X = features()
+    regressor = MLPRegressor(learning_rate=learning_rate, solver=solver, **SHORT).fit(X, X[:, 0])
+
+    assert regressor.result_.state.settings.schedule == schedule
+
+
+def test_power_of_zero_is_a_constant_rate():
+    X = features()
+    regressor = MLPRegressor(learning_rate="invscaling", solver="sgd", power_t=0, **SHORT).fit(X, X[:, 0])
+
+    assert regressor.result_.state.settings.schedule == fastbp.Constant()
+
+
+@pytest.mark.parametrize("loss", ["absolute_error", "huber"])
+def test_losses_that_outliers_do_not_move(loss):
+    X = features(1)
+    y = 2 * X[:, 0]
+    y[::10] = 50
+    settings = {"solver": "lbfgs", "max_iter": 2000, "alpha": 0.0, "random_state": 0}
+    robust = MLPRegressor(loss, (), huber_delta=0.1, **settings).fit(X, y)
+    plain = MLPRegressor("squared_error", (), **settings).fit(X, y)
+
+    assert abs(robust.predict([[1.0]])[0] - 2) < 0.2 < 2 < abs(plain.predict([[1.0]])[0] - 2)
+    assert robust.network_.huber_delta == 0.1
+    assert robust.out_activation_ == "identity"
+
+
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+@pytest.mark.parametrize("kind", ["binary", "multiclass"])
+@pytest.mark.parametrize("balanced", [True, False])
+def test_class_weights_are_weights_of_rows(kind, solver, balanced):
+    X = features()
+    y = np.array(["x", "y", "z"])[targets(kind, X).astype(int)]
+    class_weight = "balanced" if balanced else dict(zip(np.unique(y).tolist(), [3.0, 0.5, 2.0], strict=False))
+    settings = {"solver": solver, **SHORT}
+
+    expected = MLPClassifier(**settings).fit(X, y, compute_sample_weight(class_weight, y))
+    actual = MLPClassifier(class_weight=class_weight, **settings).fit(X, y)
+
+    agree(parameters(actual), parameters(expected), 1e-5 if solver == "lbfgs" else 1e-10)
+
+
+def test_class_weights_multiply_weights_of_rows(rng):
+    X, weights = features(), rng.uniform(0, 2, ROWS)
+    y = targets("binary", X)
+    class_weight = {False: 2.0, True: 0.5}
+
+    expected = MLPClassifier(**SHORT).fit(X, y, weights * np.where(y, 0.5, 2.0))
+    actual = MLPClassifier(class_weight=class_weight, **SHORT).fit(X, y, weights)
+
+    assert parameters(actual).tobytes() == parameters(expected).tobytes()
+
+
+def test_class_weights_are_for_rows_of_one_class():
+    X = features()
+
+    with pytest.raises(ParameterError, match="'class_weight'"):
+        MLPClassifier(class_weight="balanced").fit(X, targets("multilabel", X))
+
+
+def test_dropout_and_clipping_change_the_training():
+    X = features()
+    runs = [
+        MLPRegressor(**setting, **SHORT).fit(X, X[:, 0])
+        for setting in ({}, {"dropout": 0.2}, {"dropout": (0.0, 0.5)}, {"clip_norm": 0.01})
+    ]
+
+    assert len({parameters(run).tobytes() for run in runs}) == 4
+    assert runs[2].result_.state.settings.dropout == (0.0, 0.5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", ["multiclass", "squared_error"])
+def test_validation_of_the_user_stops_the_training(kind, weighted, rng):
+    X, held = features(), rng.normal(size=(40, 6))
+    weights = rng.uniform(0, 2, 40)
+    validation = (held, targets(kind, held), *([weights] if weighted else []))
+    settings = SHORT | {"max_iter": 300, "learning_rate_init": 0.05, "n_iter_no_change": 5}
+    estimator = KINDS[kind][0](validation=validation, **settings).fit(X, targets(kind, X))
+    score = accuracy_score if kind == "multiclass" else r2_score
+
+    expected = score(validation[1], estimator.predict(held), sample_weight=weights if weighted else None)
+    actual = estimator.best_validation_score_
+
+    assert estimator.n_iter_ < 300
+    assert actual == pytest.approx(expected, rel=1e-9)
+    assert actual == max(estimator.validation_scores_)
+    assert len(estimator.validation_loss_curve_) == estimator.n_iter_
+    assert estimator.t_ == estimator.n_iter_ * ROWS  # nothing was split off
+
+
+def test_validation_may_have_names_for_classes():
+    X = features()
+    y = np.where(X[:, 0] > 0, "high", "low")
+    classifier = MLPClassifier(validation=(X[:20].tolist(), y[:20].tolist()), **SHORT).fit(X, y)
+
+    assert classifier.best_validation_score_ > 0.5
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_callback_sees_the_network_and_can_stop(estimator):
+    X, seen = features(), []
+
+    def callback(state):
+        seen.append((state.epoch, state.loss[-1], state.network.predict(X).shape))
+        return state.epoch == 6
+
+    fitted = estimator(callback=callback, callback_every=2, **SHORT).fit(X, targets("binary", X))
+
+    assert seen == [(epoch, fitted.loss_curve_[epoch - 1], (ROWS, 1)) for epoch in (2, 4, 6)]
+    assert fitted.n_iter_ == 6
+
+
+@pytest.mark.parametrize("n_threads", [2, 3, 8])
+@pytest.mark.parametrize("rows", [1, 2, 7, 1000])
+def test_threads_predict_the_same_bits(n_threads, rows, rng):
+    X = features()
+    classifier = MLPClassifier(**SHORT).fit(X, targets("multiclass", X))
+    new = rng.normal(size=(rows, 6))
+
+    expected = classifier.predict_proba(new)
+    actual = classifier.set_params(n_threads=n_threads).predict_proba(new)
+
+    assert actual.tobytes() == expected.tobytes()
+
+
+def test_threads_share_the_rows(monkeypatch):
+    X = features()
+    regressor = MLPRegressor(n_threads=2, **SHORT).fit(X, X[:, 0])
+    barrier = threading.Barrier(2)  # passed only by two at once
+
+    def predict(self, rows):
+        barrier.wait(timeout=30)
+        return np.zeros((len(rows), 1))
+
+    monkeypatch.setattr(regressor, "network_", types.SimpleNamespace(params=regressor.network_.params))
+    regressor.network_.predict = types.MethodType(predict, regressor.network_)
+
+    assert regressor.predict(X).shape == (ROWS,)
+
+
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+@pytest.mark.parametrize("tqdm", [True, False])
+def test_verbose_shows_epochs_and_loss(solver, tqdm, capsys, monkeypatch):
+    if tqdm:
+        pytest.importorskip("tqdm")
+    else:
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+    X = features()
+    MLPRegressor(verbose=True, solver=solver, **SHORT | {"max_iter": 4}).fit(X, X[:, 0])
+    out, err = capsys.readouterr()
+
+    assert out == ""
+    assert "loss" in err
+    assert re.search(r"4/4|4 of 4", err)
+
+
+def test_quiet_estimator_prints_nothing(capfd):
+    X = features()
+    MLPRegressor(**SHORT).fit(X, X[:, 0])
+
+    assert capfd.readouterr() == ("", "")
+
+
+def test_divergence_leaves_the_network_of_before():
+    X = features()
+    regressor = MLPRegressor(**SHORT).fit(X, X[:, 0])
+    before = regressor.network_.params.tobytes()
+    regressor.set_params(warm_start=True, solver="sgd", activation="identity", learning_rate_init=1e200)
+
+    with pytest.raises(DivergenceError, match="'learning_rate_init'"):
+        regressor.fit(X, X[:, 0])
+    assert regressor.network_.params.tobytes() == before
+    assert regressor.n_iter_ == 10
+
+
+# --- in the company of scikit-learn and joblib ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pickled_estimator_predicts_and_goes_on(kind, solver):
+    X = features()
+    y = targets(kind, X)
+    estimator = KINDS[kind][0](solver=solver, **KINDS[kind][1], **SHORT).fit(X, y)
+    copy = pickle.loads(pickle.dumps(estimator))
+
+    assert copy.predict(X).tobytes() == estimator.predict(X).tobytes()
+    assert np.shares_memory(copy.coefs_[0], copy.network_.params)
+    if solver == "adam":
+        expected = parameters(estimator.partial_fit(X, y))
+        actual = parameters(copy.partial_fit(X, y))
+
+        assert actual.tobytes() == expected.tobytes()
+
+
+def test_clone_is_unfitted_and_equal():
+    X = features()
+    regressor = MLPRegressor(solver=fastbp.SGD(0.1), activation=("tanh", "relu"), **SHORT).fit(X, X[:, 0])
+    copy = clone(regressor)
+
+    assert not hasattr(copy, "network_")
+    assert repr(copy) == repr(regressor)
+
+
+def search():
+    pipeline = make_pipeline(StandardScaler(), MLPClassifier(max_iter=15, batch_size=30, random_state=0))
+    grid = {"mlpclassifier__alpha": [1e-4, 10.0], "mlpclassifier__hidden_layer_sizes": [(4,), (8, 4)]}
+    return GridSearchCV(pipeline, grid, cv=2)
+
+
+def found(result):
+    return result.cv_results_["mean_test_score"].tolist(), parameters(result.best_estimator_[-1]).tobytes()
+
+
+@pytest.mark.parametrize("backend", ["threading", "loky"])
+def test_search_finds_the_same_in_parallel(backend):
+    X, y = load_iris(return_X_y=True)
+    expected = found(search().fit(X, y))
+    try:
+        with joblib.parallel_config(backend, n_jobs=2):
+            actual = found(search().fit(X, y))
+            scores = cross_val_score(MLPClassifier(max_iter=5, random_state=0), X, y, cv=3)
+    finally:
+        joblib.externals.loky.get_reusable_executor().shutdown(wait=True)
+
+    assert actual == expected
+    assert scores.tolist() == cross_val_score(MLPClassifier(max_iter=5, random_state=0), X, y, cv=3).tolist()
+
+
+def test_search_of_the_readme_finds_the_same_on_a_dask_cluster(monkeypatch):
+    distributed = pytest.importorskip("dask.distributed")
+    X, y = load_iris(return_X_y=True)
+    expected = found(search().fit(X, y))
+    (lines,) = re.findall(r"^```py\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    names = {"dask": importlib.import_module("dask"), "joblib": joblib, "search": search(), "X": X, "y": y}
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        monkeypatch.setattr(distributed, "Client", lambda: client)
+        exec(lines, names)
+    actual = found(names["search"])
+
+    assert actual == expected
