@@ -23,12 +23,11 @@ LIBRARIES = {"fastbp": "fastbp.sklearn", "scikit-learn": "sklearn.neural_network
 
 
 def fitter(task: Task, library: str, dtype: str) -> Callable[[int], Any]:
-    """Return `fit(epochs)`, with relu, Adam and the defaults of scikit-learn, which only the epochs end; one thread."""
+    """Return `fit(epochs)`, with relu, Adam and the defaults of scikit-learn, which only the epochs end."""
     datasets = pytest.importorskip("sklearn.datasets")
     classifier = pytest.importorskip(LIBRARIES[library]).MLPClassifier
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.preprocessing import StandardScaler
-    from threadpoolctl import threadpool_limits
 
     X, y = getattr(datasets, task.loader)(return_X_y=True)
     X = StandardScaler().fit_transform(X).astype(dtype)
@@ -37,7 +36,7 @@ def fitter(task: Task, library: str, dtype: str) -> Callable[[int], Any]:
         model = classifier(
             (task.hidden,), batch_size=task.batch_size, max_iter=epochs, tol=0, n_iter_no_change=np.inf, random_state=0
         )
-        with threadpool_limits(1), warnings.catch_warnings(category=ConvergenceWarning, action="ignore"):
+        with warnings.catch_warnings(category=ConvergenceWarning, action="ignore"):
             return model.fit(X, y)
 
     return fit
@@ -49,6 +48,8 @@ def fitter(task: Task, library: str, dtype: str) -> Callable[[int], Any]:
 def test_estimator(
     name: str, dtype: str, library: str, rate: Callable[..., float | None], record: Callable[..., None]
 ) -> None:
-    epochs_per_second = rate(fitter(TASKS[name], library, dtype))
+    limit = pytest.importorskip("threadpoolctl").threadpool_limits
+    with limit(1):  # fastbp has one thread anyway
+        epochs_per_second = rate(fitter(TASKS[name], library, dtype))
     if epochs_per_second:
         record(f"{name} {dtype}", library, epochs_per_second=epochs_per_second)
