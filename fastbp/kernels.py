@@ -48,7 +48,7 @@ from fastbp.choices import (
     TINY_FLOAT32,
     TINY_FLOAT64,
 )
-from fastbp.jit import entry, inlined, kernel
+from fastbp.jit import entry, inlined, kernel, merged
 from fastbp.simd import (
     PAIRED,
     TILE_ROWS,
@@ -156,7 +156,7 @@ def product(w, row_stride, column_stride, rows, n, bias, x, S, out):
 # --- activations ----------------------------------------------------------------------------------------------------
 
 
-@kernel
+@inlined
 def activation(kind, z):
     """a = f(z), lane by lane. NaN passes through."""
     if kind == SIGMOID:
@@ -167,6 +167,31 @@ def activation(kind, z):
         return where_less(z, 0.0, 0.0, z)
     if kind == LEAKY_RELU:
         return where_less(z, 0.0, LEAK * z, z)
+    if kind > SOFTMAX:
+        return further_activation(kind, z)
+    return z
+
+
+@inlined
+def times_slope(kind, delta, kept):
+    """delta * f'(z), lane by lane, the slope written with a = f(z), or for gelu and silu with z."""
+    a = kept
+    if kind == SIGMOID:  # a = 1 / (1 + exp(-z))
+        return delta * (a * (1.0 - a))
+    if kind == TANH:  # a = tanh(z)
+        return delta * (1.0 - a * a)
+    if kind == RELU:  # a = max(z, 0); 0 a is NaN where a is
+        return where_less(0.0, a, delta, 0.0 * a)
+    if kind == LEAKY_RELU:  # a = z if z > 0 else LEAK z
+        return where_less(0.0, a, delta, LEAK * delta)
+    if kind > SOFTMAX:
+        return further_slope(kind, delta, kept)
+    return delta
+
+
+@kernel
+def further_activation(kind, z):
+    """The rest of `activation`: apart, so that what is compiled into every caller is short."""
     if kind == ELU:
         return where_less(z, 0.0, expm1(z), z)
     if kind == GELU:
@@ -181,17 +206,9 @@ def activation(kind, z):
 
 
 @kernel
-def times_slope(kind, delta, kept):
-    """delta * f'(z), lane by lane, the slope written with a = f(z), or for gelu and silu with z."""
+def further_slope(kind, delta, kept):
+    """The rest of `times_slope`, for the same reason."""
     a = z = kept
-    if kind == SIGMOID:  # a = 1 / (1 + exp(-z))
-        return delta * (a * (1.0 - a))
-    if kind == TANH:  # a = tanh(z)
-        return delta * (1.0 - a * a)
-    if kind == RELU:  # a = max(z, 0); 0 a is NaN where a is
-        return where_less(0.0, a, delta, 0.0 * a)
-    if kind == LEAKY_RELU:  # a = z if z > 0 else LEAK z
-        return where_less(0.0, a, delta, LEAK * delta)
     if kind == ELU:  # a = z if z > 0 else exp(z) - 1
         return where_less(0.0, a, delta, delta * (1.0 + a))
     if kind == GELU:  # a = z Phi(z), and dPhi(z) / dz = exp(-z^2 / 2) / sqrt(2 pi)
@@ -909,7 +926,7 @@ def judge(plan, memory, epoch):
 # --- one vector of samples ------------------------------------------------------------------------------------------
 
 
-@inlined
+@merged
 def tiny_batch(plan, memory, x, scale):
     """Forward, backward and update of a batch that is one vector of samples of a small network, such as XOR.
 

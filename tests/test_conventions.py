@@ -55,6 +55,8 @@ ONLY_COMPILED = {
     "wide_rows": TILE,
     "narrow_tile": TILE,
     "bias_tile": TILE,
+    "further_activation": "a part of `activation`",
+    "further_slope": "a part of `times_slope`",
     "activate": "`activation` for a whole panel",
     "slope": "`times_slope` for a whole panel",
     "highest": "a part of `softmax`",
@@ -152,7 +154,7 @@ def decorators(node: Function | ast.ClassDef) -> set[str]:
 
 
 def is_compiled(node: ast.AST) -> bool:
-    return isinstance(node, Function) and not decorators(node).isdisjoint({"kernel", "inlined", "entry"})
+    return isinstance(node, Function) and not decorators(node).isdisjoint({"kernel", "inlined", "merged", "entry"})
 
 
 def imported(tree: ast.Module) -> set[tuple[str, str]]:
