@@ -35,6 +35,7 @@ from fastbp.choices import (
     LEAK,
     LEAKY_RELU,
     MOMENTUM_SGD,
+    OF_LOGITS,
     PLAIN_SGD,
     POISSON,
     REDUCE_ON_PLATEAU,
@@ -238,7 +239,7 @@ def softplus(z):
 @kernel
 def of_logits(kind):
     """Whether the slope is written with z."""
-    return kind in (GELU, SILU)
+    return kind in OF_LOGITS
 
 
 @kernel
