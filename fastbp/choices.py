@@ -16,10 +16,6 @@ CONSTANT, EXPONENTIAL_DECAY, INVERSE_SCALING, COSINE, REDUCE_ON_PLATEAU = range(
 
 LEAK = 0.01  # slope of leaky_relu below zero
 
-# Deltas and momenta below this count as 0: products with them would be subnormal numbers, which some CPUs compute a
-# hundred times slower.
-TINY_FLOAT32, TINY_FLOAT64 = 2.0**-120, 2.0**-1000
-
 
 class Activation(NamedTuple):
     """An activation a = f(z). Its slope da/dz is written with a where that is possible, so that z need not be kept."""

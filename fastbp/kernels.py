@@ -46,8 +46,6 @@ from fastbp.choices import (
     SOFTMAX,
     SOFTPLUS,
     TANH,
-    TINY_FLOAT32,
-    TINY_FLOAT64,
 )
 from fastbp.jit import entry, inlined, kernel, merged
 from fastbp.simd import (
@@ -61,7 +59,7 @@ from fastbp.simd import (
     exp,
     expm1,
     fill,
-    flush,
+    flush_subnormals,
     lane_sum,
     lanes_of,
     load,
@@ -69,6 +67,7 @@ from fastbp.simd import (
     log,
     log1p,
     multiply_add,
+    put_back,
     random_bits,
     sigmoid,
     store,
@@ -93,10 +92,10 @@ from fastbp.workspace import (
     POWER1,
     POWER2,
     RATE,
-    ROOT,
+    REST1,
+    REST2,
     ROW,
     SCALE,
-    SIZE,
     STALE,
     STALE_RATE,
     VALIDATION_LOSS,
@@ -243,12 +242,6 @@ def of_logits(kind):
 
 
 @kernel
-def tiny_of(pointer):
-    """Size below which a delta or a momentum counts as 0, for the pointer's type."""
-    return TINY_FLOAT32 if lanes_of(pointer) == 16 else TINY_FLOAT64
-
-
-@kernel
 def activate(kind, z, n, a):
     """a = f(z) for n elements, whole vectors;  writes a, which may be z."""
     # The branch inside the loop goes the same way each time, so that it is predicted.
@@ -258,10 +251,9 @@ def activate(kind, z, n, a):
 
 @kernel
 def slope(kind, delta, kept, n):
-    """delta *= f'(z) for n elements, whole vectors, flushed, kept as in `times_slope`;  writes delta."""
+    """delta *= f'(z) for n elements, whole vectors, kept as in `times_slope`;  writes delta."""
     for q in range(0, n, lanes_of(kept)):
-        product = times_slope(kind, load(1, 1, at(delta, q), 0), load(1, 1, at(kept, q), 0))
-        store(at(delta, q), 0, flush(product, tiny_of(kept)))
+        store(at(delta, q), 0, times_slope(kind, load(1, 1, at(delta, q), 0), load(1, 1, at(kept, q), 0)))
 
 
 @kernel
@@ -329,7 +321,7 @@ def regression(loss, d, kind, a, y, weight, O, S, delta, totals):
             error = multiply_add(absolute(residual), share, error)
             store(at(a, q), 0, p)
             slope = times_slope(kind, loss_slope(loss, residual, d) * share, z if of_logits(kind) else p)
-            store(at(delta, q), 0, flush(slope, tiny_of(a)))
+            store(at(delta, q), 0, slope)
     totals[LOSS] += lane_sum(total)
     totals[ERROR] += lane_sum(error)
 
@@ -348,13 +340,13 @@ def poisson(a, y, weight, O, S, delta, totals):
             z, target = load(1, 1, at(a, q), 0), load(1, 1, at(y, q), 0)
             p = exp(z)
             residual = p - target
-            # 0 log 0 counts as 0, and so does what log takes for 0
-            sample = residual + where_less(tiny_of(a), target, target * (log(target) - z), 0.0)
+            # 0 log 0 counts as 0
+            sample = residual + where_less(0.0, target, target * (log(target) - z), 0.0)
             loss = multiply_add(sample, share, loss)
             weighted = residual * share
             error = error + absolute(weighted)
             store(at(a, q), 0, p)
-            store(at(delta, q), 0, flush(weighted, tiny_of(a)))
+            store(at(delta, q), 0, weighted)
     totals[LOSS] += lane_sum(loss)
     totals[ERROR] += lane_sum(error)
 
@@ -378,7 +370,7 @@ def binary_cross_entropy(a, y, weight, O, S, delta, totals):
             loss = multiply_add(sample, share, loss)
             error = error + absolute(weighted)
             store(at(a, q), 0, p)
-            store(at(delta, q), 0, flush(weighted, tiny_of(a)))
+            store(at(delta, q), 0, weighted)
     totals[LOSS] += lane_sum(loss)
     totals[ERROR] += lane_sum(error)
 
@@ -425,7 +417,7 @@ def cross_entropy(a, y, weight, O, S, delta, totals):
         for q in range(v, O * S, S):
             weighted = (load(1, 1, at(a, q), 0) - load(1, 1, at(y, q), 0)) * share
             error = error + absolute(weighted)
-            store(at(delta, q), 0, flush(weighted, tiny_of(a)))
+            store(at(delta, q), 0, weighted)
     totals[LOSS] += lane_sum(loss)
     totals[ERROR] += lane_sum(error)
 
@@ -681,60 +673,43 @@ def plain_sgd(P, w, g, scale, rate):
 
 
 @kernel
-def momentum_sgd(P, w, g, velocity, scale, rate, momentum, nesterov, tiny):
+def momentum_sgd(P, w, g, velocity, scale, rate, momentum, nesterov):
     """velocity = momentum velocity + rate g; w -= velocity, or rate g + momentum velocity with Nesterov.
 
     Sutskever et al. 2013, equations 1 to 4.  Writes w, velocity, and zeros into g. All (P,).
     """
     for q in range(P):
         step_q = rate * (scale * g[q])
-        v_q = momentum * velocity[q] + step_q
-        if abs(v_q) < tiny:
-            v_q = v_q * 0
-        velocity[q] = v_q
-        w[q] -= step_q + momentum * v_q if nesterov else v_q
+        velocity[q] = momentum * velocity[q] + step_q
+        w[q] -= step_q + momentum * velocity[q] if nesterov else velocity[q]
         g[q] = 0
 
 
 @kernel
-def adam(P, w, g, first, second, scale, rate, beta1, beta2, epsilon, tiny, root):
+def adam(P, w, g, first, second, scale, rate, beta1, beta2, rest1, rest2, epsilon):
     """w -= rate first / (sqrt(second) + epsilon), with rate and epsilon as `step` corrects them.
 
     first = beta1 first + (1 - beta1) g and second = beta2 second + (1 - beta2) g^2: Kingma and Ba 2015, section 2.
-    A g below root, the root of tiny, counts as 0 in g^2.  Writes w, first, second, and zeros into g. All (P,).
+    rest1 and rest2 are 1 - beta1 and 1 - beta2.  Writes w, first, second, and zeros into g. All (P,).
     """
-    one = epsilon / epsilon
     for q in range(P):
         g_q = scale * g[q]
-        m_q = beta1 * first[q] + (one - beta1) * g_q
-        if abs(g_q) < root:
-            g_q = g_q * 0
-        v_q = beta2 * second[q] + (one - beta2) * (g_q * g_q)
-        if abs(m_q) < tiny:
-            m_q = m_q * 0
-        if v_q < tiny:
-            v_q = v_q * 0
-        first[q] = m_q
-        second[q] = v_q
-        w[q] -= rate * m_q / (np.sqrt(v_q) + epsilon)
+        first[q] = beta1 * first[q] + rest1 * g_q
+        second[q] = beta2 * second[q] + rest2 * (g_q * g_q)
+        w[q] -= rate * first[q] / (np.sqrt(second[q]) + epsilon)
         g[q] = 0
 
 
 @kernel
-def rmsprop(P, w, g, second, scale, rate, decay, epsilon, tiny, root):
+def rmsprop(P, w, g, second, scale, rate, decay, rest, epsilon):
     """second = decay second + (1 - decay) g^2; w -= rate g / (sqrt(second) + epsilon): Tieleman and Hinton 2012.
 
-    A g below root, the root of tiny, counts as 0 in g^2.  Writes w, second, and zeros into g. All (P,).
+    rest is 1 - decay.  Writes w, second, and zeros into g. All (P,).
     """
-    one = epsilon / epsilon
     for q in range(P):
         g_q = scale * g[q]
-        small = g_q * 0 if abs(g_q) < root else g_q
-        v_q = decay * second[q] + (one - decay) * (small * small)
-        if v_q < tiny:
-            v_q = v_q * 0
-        second[q] = v_q
-        w[q] -= rate * g_q / (np.sqrt(v_q) + epsilon)
+        second[q] = decay * second[q] + rest * (g_q * g_q)
+        w[q] -= rate * g_q / (np.sqrt(second[q]) + epsilon)
         g[q] = 0
 
 
@@ -824,11 +799,11 @@ def step(plan, memory, scale):
         norm = scale * np.sqrt(sum_of_squares(P, g))
         if norm > plan.clip_norm:
             scale *= plan.clip_norm / norm
-    cast[SCALE], cast[SIZE], cast[ROOT] = scale, tiny_of(w), np.sqrt(tiny_of(w))
+    cast[SCALE], cast[REST1], cast[REST2] = scale, 1 - settings[1], 1 - settings[2]
     if plan.optimizer == PLAIN_SGD:
         plain_sgd(P, w, g, cast[SCALE], cast[RATE])
     elif plan.optimizer == MOMENTUM_SGD:
-        momentum_sgd(P, w, g, memory.first, cast[SCALE], cast[RATE], settings[1], settings[2] != 0, cast[SIZE])
+        momentum_sgd(P, w, g, memory.first, cast[SCALE], cast[RATE], settings[1], settings[2] != 0)
     elif plan.optimizer in (ADAM, ADAMW):
         totals[POWER1] *= settings[1]  # beta1^t
         totals[POWER2] *= settings[2]  # beta2^t
@@ -842,10 +817,10 @@ def step(plan, memory, scale):
             cast[CORRECTED_EPSILON] = settings[3]
         adam(
             P, w, g, memory.first, memory.second, cast[SCALE], cast[CORRECTED_RATE], settings[1], settings[2],
-            cast[CORRECTED_EPSILON], cast[SIZE], cast[ROOT],
+            cast[REST1], cast[REST2], cast[CORRECTED_EPSILON],
         )  # fmt: skip
     elif plan.optimizer == RMSPROP:
-        rmsprop(P, w, g, memory.second, cast[SCALE], cast[RATE], settings[1], settings[2], cast[SIZE], cast[ROOT])
+        rmsprop(P, w, g, memory.second, cast[SCALE], cast[RATE], settings[1], cast[REST1], settings[2])
     elif plan.optimizer == IRPROP:
         irprop(P, w, g, memory.first, memory.second, settings[1], settings[2], settings[3], settings[4])
 
@@ -972,7 +947,7 @@ def tiny_batch(plan, memory, x, scale):
                 for o in range(O):
                     sums = add_outer(sums, at(params, w + i * O + o), 0, at(delta, o * S))
                 sums = times_slope(plan.kinds[layer - 1], sums, load(1, 1, at(a, i * S), 0))
-                store(at(below, i * S), 0, flush(sums, tiny_of(a)))
+                store(at(below, i * S), 0, sums)
         for o in range(O):
             delta_o = load(1, 1, at(delta, o * S), 0)
             for i in range(I):
@@ -1087,14 +1062,9 @@ def set_rate(plan, memory, epoch):
     memory.scalars[RATE] = factor * plan.settings[0]
 
 
-@entry
-def run(plan, memory, data, validation, blocks):
-    """Train for this many blocks, from memory.position on, in each epoch first the batches, then the validation.
-
-    data: the rows (n, F), or where they are not shuffled all panels laid out, batch after batch; validation: all panels
-    laid out. Returns FINISHED, or at the end of an epoch DIVERGED, before validation, or STOPPED as `judge` says.
-    """
-    plan, memory = bare_plan(plan), bare_memory(memory)
+@kernel
+def run_blocks(plan, memory, data, validation, blocks):
+    """`run` with pointers in place of arrays."""
     n, rows, S, I, O = plan.rows, plan.rows + plan.validation_rows, plan.width, plan.sizes[0], plan.sizes[plan.layers]
     F, top, a = I + O + 1, plan.hidden_units * plan.block * S, memory.activations
     position, totals = memory.position, memory.totals
@@ -1113,7 +1083,7 @@ def run(plan, memory, data, validation, blocks):
                 if row == 0:
                     shuffle(n, plan.seed, epoch, memory.order)
                 x = memory.data
-                gather(at(data, 0), at(memory.order, row), count, F, S, panels, memory.none, x)
+                gather(data, at(memory.order, row), count, F, S, panels, memory.none, x)
             if plan.weighted:
                 totals[BATCH_WEIGHT] += weight_of(x, F, S, panels)
                 weight = totals[BATCH_WEIGHT]
@@ -1170,20 +1140,28 @@ def run(plan, memory, data, validation, blocks):
 
 
 @entry
-def predict(plan, params, data, order, none, gathered, activations, predictions):
-    """Predictions for all rows, a block at a time.
+def run(plan, memory, data, validation, blocks):
+    """Train for this many blocks, from memory.position on, in each epoch first the batches, then the validation.
 
-    params (P,), data (n, I), order (n,), none (widest layer, at least V) zeros;  writes gathered (block, I, S),
-    activations as `forward` and predictions (n, O). All arrays are flat.
+    data: the rows (n, F), or where they are not shuffled all panels laid out, batch after batch; validation: all panels
+    laid out. Returns FINISHED, or at the end of an epoch DIVERGED, before validation, or STOPPED as `judge` says.
     """
-    plan, x, a, none = bare_plan(plan), at(gathered, 0), at(activations, 0), at(none, 0)
+    before = flush_subnormals()
+    status = run_blocks(bare_plan(plan), bare_memory(memory), at(data, 0), at(validation, 0), blocks)
+    put_back(before)
+    return status
+
+
+@kernel
+def predict_blocks(plan, params, data, order, none, x, a, predictions):
+    """`predict` with pointers in place of arrays."""
     n, S, I, O = plan.rows, plan.width, plan.sizes[0], plan.sizes[plan.layers]
     kind, top = plan.kinds[plan.layers - 1], plan.hidden_units * plan.block * S
     for first in range(0, n, plan.block * S):
         count = min(n - first, plan.block * S)
         panels = (count + S - 1) // S
-        gather(at(data, 0), at(order, first), count, I, S, panels, none, x)
-        forward(plan, at(params, 0), none, none, x, I, panels, first, first, a, a)
+        gather(data, at(order, first), count, I, S, panels, none, x)
+        forward(plan, params, none, none, x, I, panels, first, first, a, a)
         for p in range(panels):
             z = at(a, top + p * O * S)
             if kind == SOFTMAX:
@@ -1195,4 +1173,19 @@ def predict(plan, params, data, order, none, gathered, activations, predictions)
             for s in range(min(S, count - p * S)):
                 for o in range(O):
                     out[s * O + o] = z[o * S + s]
+
+
+@entry
+def predict(plan, params, data, order, none, gathered, activations, predictions):
+    """Predictions for all rows, a block at a time.
+
+    params (P,), data (n, I), order (n,), none (widest layer, at least V) zeros;  writes gathered (block, I, S),
+    activations as `forward` and predictions (n, O). All arrays are flat.
+    """
+    before = flush_subnormals()
+    predict_blocks(
+        bare_plan(plan), at(params, 0), at(data, 0), at(order, 0), at(none, 0), at(gathered, 0), at(activations, 0),
+        at(predictions, 0),
+    )  # fmt: skip
+    put_back(before)
     return FINISHED

@@ -42,8 +42,6 @@ from fastbp.choices import (
     SOFTMAX,
     SOFTPLUS,
     TANH,
-    TINY_FLOAT32,
-    TINY_FLOAT64,
 )
 from fastbp.workspace import (
     BATCH_WEIGHT,
@@ -145,16 +143,6 @@ def of_logits(kind: int) -> bool:
     return kind in OF_LOGITS
 
 
-def tiny_of(x: Array) -> float:
-    """Size below which a delta or a momentum counts as 0, for the type of x."""
-    return TINY_FLOAT32 if x.dtype == np.float32 else TINY_FLOAT64
-
-
-def flush(x: Array) -> Array:
-    """0 where |x| is below `tiny_of(x)`."""
-    return np.where(np.abs(x) < tiny_of(x), x.dtype.type(0), x)
-
-
 def random_stream(seed: int, epoch: int, layer: int) -> Array:
     """Key of the random numbers for the dropout of a layer, counted from 1, in an epoch; 0 is for its order of rows."""
     return random_bits(random_bits(np.array([seed], np.uint64)) + np.uint64(epoch) + np.uint64(layer << 32))
@@ -205,8 +193,8 @@ def regression(loss: int, d: float, kind: int, z: Array, y: Array) -> tuple[Arra
 def poisson(z: Array, y: Array) -> tuple[Array, Array, Array]:
     """loss = sum_o p_o - y_o + y_o (log y_o - z_o), delta_o = p_o - y_o, p = exp(z)."""
     p = np.exp(z)
-    logarithm = np.log(y, out=np.zeros_like(y), where=y > tiny_of(y))  # 0 log 0 counts as 0
-    return p, p - y, (p - y + np.where(y > tiny_of(y), y * (logarithm - z), 0)).sum(axis=1)
+    logarithm = np.log(y, out=np.zeros_like(y), where=y > 0)  # 0 log 0 counts as 0
+    return p, p - y, (p - y + np.where(y > 0, y * (logarithm - z), 0)).sum(axis=1)
 
 
 def binary_cross_entropy(z: Array, y: Array) -> tuple[Array, Array, Array]:
@@ -309,7 +297,7 @@ def backward(
             b_gradient += bias_gradient(delta)
         if layer > 0:
             below = product(layers[layer][0].T, delta)
-            delta = flush(times_slope(plan.kinds[layer - 1], below, kept[layer]))
+            delta = times_slope(plan.kinds[layer - 1], below, kept[layer])
             if plan.dropout[layer - 1] > 0:
                 key = random_stream(plan.seed, epoch, layer)
                 delta = dropout(plan.dropout[layer - 1], key, plan.rows, first, delta)
@@ -325,22 +313,20 @@ def plain_sgd(w: Array, g: Array, rate: Any) -> None:
 
 def momentum_sgd(w: Array, g: Array, velocity: Array, rate: Any, momentum: Any, nesterov: bool) -> None:
     """Velocity = momentum velocity + rate g; w -= velocity, or rate g + momentum velocity with Nesterov."""
-    velocity[:] = flush(momentum * velocity + rate * g)
+    velocity[:] = momentum * velocity + rate * g
     w -= rate * g + momentum * velocity if nesterov else velocity
 
 
 def adam(w: Array, g: Array, first: Array, second: Array, rate: Any, beta1: Any, beta2: Any, epsilon: Any) -> None:
     """W -= rate first / (sqrt(second) + epsilon), with rate and epsilon as `step` corrects them."""
-    first[:] = flush(beta1 * first + (1 - beta1) * g)
-    g = np.where(np.abs(g) < np.sqrt(tiny_of(g)), g.dtype.type(0), g)  # its square would be subnormal
-    second[:] = flush(beta2 * second + (1 - beta2) * g**2)
+    first[:] = beta1 * first + (1 - beta1) * g
+    second[:] = beta2 * second + (1 - beta2) * g**2
     w -= rate * first / (np.sqrt(second) + epsilon)
 
 
 def rmsprop(w: Array, g: Array, second: Array, rate: Any, decay: Any, epsilon: Any) -> None:
     """Second = decay second + (1 - decay) g^2; w -= rate g / (sqrt(second) + epsilon)."""
-    small = np.where(np.abs(g) < np.sqrt(tiny_of(g)), g.dtype.type(0), g)  # its square would be subnormal
-    second[:] = flush(decay * second + (1 - decay) * small**2)
+    second[:] = decay * second + (1 - decay) * g**2
     w -= rate * g / (np.sqrt(second) + epsilon)
 
 
@@ -503,7 +489,7 @@ def train_block(plan: Any, memory: Any, data: Array, epoch: int, row: int, rate:
     x, y, weight = block[:, :I], block[:, I : I + O], block[:, I + O :]
     activations, kept = forward(plan, memory.params, plan.dropout, x, epoch, row)
     p, delta, loss = output(plan.loss, plan.huber_delta, plan.kinds[-1], activations[-1], y)
-    backward(plan, memory.params, activations, kept, flush(delta * weight), memory.gradient, epoch, row)
+    backward(plan, memory.params, activations, kept, delta * weight, memory.gradient, epoch, row)
     totals[LOSS] += (loss * weight[:, 0]).sum(dtype=np.float64)
     totals[ERROR] += np.abs((p - y) * weight).sum(dtype=np.float64)
     if plan.weighted:

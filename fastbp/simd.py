@@ -22,12 +22,13 @@ from typing import Any
 import llvmlite.binding
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.datamodel.models import PrimitiveModel
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, lower_builtin, register_model, type_callable
 
 VECTOR_BITS = 512
-INT32 = ir.IntType(32)
+INT32, INT64, BYTES = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
 
 
 # --- the machine ----------------------------------------------------------------------------------------------------
@@ -144,14 +145,18 @@ class Lanes:
         return ir.Constant(ir.VectorType(ir.IntType(self.width), self.type.count), [number] * self.type.count)
 
 
+def _call(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
+    """Call an intrinsic function of LLVM."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name=name)
+    return builder.call(function, arguments)
+
+
 def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
     if not FUSED:
         return builder.fadd(builder.fmul(a, b), c)
     name = f"llvm.fma.v{a.type.count}f{32 if isinstance(a.type.element, ir.FloatType) else 64}"
-    function = builder.module.globals.get(name) or ir.Function(
-        builder.module, ir.FunctionType(a.type, [a.type] * 3), name=name
-    )
-    return builder.call(function, [a, b, c])
+    return _call(builder, name, a.type, a, b, c)
 
 
 def fma(a: Lanes, b: Lanes | float, c: Lanes | float) -> Lanes:
@@ -362,11 +367,6 @@ def _log1p(x: Lanes) -> Lanes:
     return (-_minus_absolute(x)).less(tiny, x, result)  # log1p(x) rounds to x there, and -0.0 keeps its sign
 
 
-def _flush(x: Lanes, tiny: Lanes) -> Lanes:
-    """0 where |x| < tiny, elsewhere x."""
-    return (-_minus_absolute(x)).less(tiny, 0.0, x)
-
-
 # --- lane by lane on tiles ------------------------------------------------------------------------------------------
 
 
@@ -413,7 +413,7 @@ def _intrinsic(function: Callable[..., Lanes]) -> Any:
 
 
 exp, log, log1p = _intrinsic(_exp), _intrinsic(_log), _intrinsic(_log1p)
-expm1, erf, flush = _intrinsic(_expm1), _intrinsic(_erf), _intrinsic(_flush)
+expm1, erf = _intrinsic(_expm1), _intrinsic(_erf)
 tanh, sigmoid = _intrinsic(_tanh), _intrinsic(_sigmoid)
 multiply_add = _intrinsic(fma)
 where_less = _intrinsic(Lanes.less)
@@ -487,6 +487,62 @@ def uniform(typingctx, pointer, counter):  # type: ignore[no-untyped-def]
         return builder.insert_value(ir.Constant(context.get_value_type(tile), ir.Undefined), number.value, 0)
 
     return tile(pointer, types.uint64), generate
+
+
+# --- subnormal numbers ----------------------------------------------------------------------------------------------
+# While a kernel runs, numbers below the least normal one (1.2e-38 in float32, 2.2e-308 in float64) count as 0, both
+# read and computed: dying deltas would else make some CPUs seven times slower. Each instruction obeys the rule by
+# itself, so that the bits stay the same whatever the width of the vectors: SSE, AVX2 and AVX-512 all read MXCSR, and
+# round before they compare with the least normal number. NEON reads FPCR and compares before it rounds: a result that
+# would round up to the least normal number is 0 there, the one difference. Where no control word is known, kernels keep
+# such numbers, which costs time alone: nothing relies on the rule, and only what is computed from them has other bits.
+
+MACHINE = llvmlite.binding.get_process_triple().split("-")[0]
+FLUSHING_BITS = {"x86_64": 0x8040, "aarch64": 1 << 24, "arm64": 1 << 24}.get(MACHINE)  # of MXCSR, or of FPCR
+
+
+def _control_word(builder: Any) -> Any:
+    if MACHINE == "x86_64":
+        place = cgutils.alloca_once(builder, INT32)
+        _call(builder, "llvm.x86.sse.stmxcsr", ir.VoidType(), builder.bitcast(place, BYTES))
+        return builder.load(place)
+    return _call(builder, "llvm.aarch64.get.fpcr", INT64)
+
+
+def _set_control_word(builder: Any, word: Any) -> None:
+    if MACHINE == "x86_64":
+        place = cgutils.alloca_once(builder, INT32)
+        builder.store(word, place)
+        _call(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), builder.bitcast(place, BYTES))
+    else:
+        _call(builder, "llvm.aarch64.set.fpcr", ir.VoidType(), word)
+
+
+@intrinsic
+def flush_subnormals(typingctx):  # type: ignore[no-untyped-def]
+    """Have subnormal numbers count as 0 in this thread;  returns the control word as it was."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if FLUSHING_BITS is None:
+            return INT64(0)
+        word = _control_word(builder)
+        _set_control_word(builder, builder.or_(word, word.type(FLUSHING_BITS)))
+        return builder.zext(word, INT64) if word.type == INT32 else word
+
+    return types.uint64(), generate
+
+
+@intrinsic
+def put_back(typingctx, word):  # type: ignore[no-untyped-def]
+    """Give this thread back the control word that `flush_subnormals` returned."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if FLUSHING_BITS is not None:
+            (word,) = arguments
+            _set_control_word(builder, builder.trunc(word, INT32) if MACHINE == "x86_64" else word)
+        return context.get_dummy_value()
+
+    return types.none(types.uint64), generate
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------

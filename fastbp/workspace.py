@@ -29,7 +29,7 @@ EPOCH, ROW, PANEL, STALE, STALE_RATE = range(5)
 LOSS, ERROR, POWER1, POWER2, MISFIT, BATCH_WEIGHT, WEIGHT, BEST, BEST_RATE, FACTOR = range(10)
 
 # Places in Memory.scalars, through which numbers pass from float64 to the working precision.
-SCALE, SIZE, ROOT, RATE, CORRECTED_RATE, CORRECTED_EPSILON = range(6)
+SCALE, RATE, REST1, REST2, CORRECTED_RATE, CORRECTED_EPSILON = range(6)
 
 
 class Plan(NamedTuple):

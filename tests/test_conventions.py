@@ -71,6 +71,8 @@ ONLY_COMPILED = {
     "set_rate": "a line of the twin of `run`",
     "bare_plan": LAYOUT,
     "bare_memory": LAYOUT,
+    "run_blocks": LAYOUT,
+    "predict_blocks": LAYOUT,
 }
 
 # What users call has docstrings with numpydoc sections; inside the house formula, shapes and what is written do.

@@ -411,6 +411,21 @@ def test_kernels_call_each_other_and_nothing_else(entry, processor, dtype):
 @processors
 @entries
 @dtypes
+def test_subnormal_numbers_are_flushed_around_all_arithmetic(entry, processor, dtype):
+    """No instruction may be moved across the change of the control word: all of them are behind one call."""
+    (code,) = (code for name, code in code_of_kernels(processor, entry, dtype) if name == entry)
+    before, inside, after = re.split(r"\bv?ldmxcsr\b", code)
+
+    assert len(re.findall(r"\bcall", inside)) == 1
+    for part in (before, inside, after):
+        assert re.findall(r"\bv?(?:add|sub|mul|div|fn?m(?:add|sub)\d+)[ps][sd]\b.*", part) == []
+
+
+@pytest.mark.slow
+@x86
+@processors
+@entries
+@dtypes
 def test_entries_allocate_nothing(entry, processor, dtype):
     assembly = results()[processor]["assembly"][entry][dtype]
 

@@ -16,8 +16,6 @@ from fastbp.choices import (
     LOSSES,
     OF_LOGITS,
     SGD,
-    TINY_FLOAT32,
-    TINY_FLOAT64,
     Adam,
     AdamW,
     CosineDecay,
@@ -52,7 +50,7 @@ from fastbp.workspace import (
 DTYPES = [np.float64, np.float32]
 LANES = {dtype: VECTOR_BYTES // np.dtype(dtype).itemsize for dtype in DTYPES}
 EPSILON = {dtype: float(np.finfo(dtype).eps) for dtype in DTYPES}
-TINY = {np.float64: TINY_FLOAT64, np.float32: TINY_FLOAT32}
+TINY = {np.float64: 2.0**-1000, np.float32: 2.0**-120}  # of what is smaller, few digits are left in a product
 RUN_TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
 WIDTHS = [1, 2, 7, 8, 9, 15, 16, 17, 33]
 PAIRS = [(loss, output) for loss in LOSSES for output in LOSSES[loss].outputs]
@@ -220,23 +218,22 @@ def plain_sgd(w, g, numbers):
 
 @entry
 def momentum_sgd(w, g, velocity, numbers, nesterov):
-    scale, rate, momentum, tiny = numbers[0], numbers[1], numbers[2], numbers[3]
-    kernels.momentum_sgd(w.size, at(w, 0), at(g, 0), at(velocity, 0), scale, rate, momentum, nesterov, tiny)
+    kernels.momentum_sgd(w.size, at(w, 0), at(g, 0), at(velocity, 0), numbers[0], numbers[1], numbers[2], nesterov)
 
 
 @entry
 def adam(w, g, first, second, numbers):
     scale, rate, beta1, beta2, epsilon = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
     kernels.adam(
-        w.size, at(w, 0), at(g, 0), at(first, 0), at(second, 0), scale, rate, beta1, beta2, epsilon, numbers[5],
-        numbers[6],
+        w.size, at(w, 0), at(g, 0), at(first, 0), at(second, 0), scale, rate, beta1, beta2, numbers[5], numbers[6],
+        epsilon,
     )  # fmt: skip
 
 
 @entry
 def rmsprop(w, g, second, numbers):
-    scale, rate, decay, epsilon, tiny, root = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]
-    kernels.rmsprop(w.size, at(w, 0), at(g, 0), at(second, 0), scale, rate, decay, epsilon, tiny, root)
+    scale, rate, decay, epsilon, rest = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
+    kernels.rmsprop(w.size, at(w, 0), at(g, 0), at(second, 0), scale, rate, decay, rest, epsilon)
 
 
 @entry
@@ -408,16 +405,12 @@ def test_slope_equals_its_twin(name, kernel, dtype, rng):
     kind, z = ACTIVATIONS[name].code, logits(name, dtype, rng)
     kept, delta = z if reference.of_logits(kind) else reference.activation(kind, z), draw(rng, dtype, z.size)
     kept[-1] = np.nan
-    delta[::5], delta[1::5] = 1e-3 * TINY[dtype], -4 * TINY[dtype]
     delta[2::20], delta[3::20] = np.inf, np.nan
     actual = delta.copy()
     call(kernel, kind, actual, kept, writes=[actual])
 
     with np.errstate(invalid="ignore"):
         expected = reference.times_slope(kind, delta, kept)
-    if kernel is slope:
-        expected = reference.flush(expected)
-        assert (np.abs(actual[actual != 0]) >= TINY[dtype])[np.isfinite(actual[actual != 0])].all()
 
     # The slopes written with z are sums, which vanish somewhere.
     absolute = 64 * EPSILON[dtype] if reference.of_logits(kind) else 0
@@ -494,7 +487,7 @@ def test_loss_of_a_panel_equals_its_twin(loss, output_name, spread, vectors, dty
         call(output, code, d, kind, a, y.T.copy(), weight, outputs, S, delta, totals, writes=[a, delta, totals])
 
         p, expected_delta, losses = reference.output(code, d, kind, z, y)
-        expected_delta = reference.flush(expected_delta * weight[:, None])
+        expected_delta = expected_delta * weight[:, None]
         error = np.abs((p - y) * weight[:, None])
         expected = np.arange(10.0)
         expected[LOSS] += (losses * weight).sum(dtype=float)
@@ -512,7 +505,6 @@ def test_loss_of_a_panel_equals_its_twin(loss, output_name, spread, vectors, dty
         scale = max(1, np.abs(z).max(), np.abs(y).max(), np.abs(expected_delta).max())
         scale *= spread if reference.of_logits(kind) else 1  # slopes hold z times a difference
         assert_near(delta.T, expected_delta, 16, scale=scale, message=message)
-        assert (np.abs(delta[delta != 0]) >= TINY[dtype]).all()
 
 
 @by_dtype
@@ -661,13 +653,6 @@ def test_bias_gradient_equals_its_twin(panels, vectors, dtype, rng):
 # --- optimisers ---------------------------------------------------------------------------------------------------
 
 
-def draw_momentum(rng, dtype, P):
-    """Momenta, of which every third is about to die."""
-    momentum = draw(rng, dtype, P)
-    momentum[::3] = TINY[dtype] * 1.01
-    return momentum
-
-
 @by_dtype
 @pytest.mark.parametrize("P", WIDTHS)
 def test_plain_sgd_equals_its_twin(P, dtype, rng):
@@ -685,30 +670,24 @@ def test_plain_sgd_equals_its_twin(P, dtype, rng):
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("P", WIDTHS)
 def test_momentum_sgd_equals_its_twin(P, nesterov, dtype, rng):
-    w, g, velocity = draw(rng, dtype, P), draw(rng, dtype, P), draw_momentum(rng, dtype, P)
-    g[::3] = 0
+    w, g, velocity = draw(rng, dtype, P), draw(rng, dtype, P), draw(rng, dtype, P)
     expected = w.copy(), velocity.copy()
     reference.momentum_sgd(expected[0], dtype(0.25) * g, expected[1], dtype(0.1), dtype(0.9), nesterov)
     actual = w, velocity
-    call(
-        momentum_sgd, w, g, velocity, numbers_of(dtype, 0.25, 0.1, 0.9, TINY[dtype]), nesterov, writes=[w, g, velocity]
-    )
+    call(momentum_sgd, w, g, velocity, numbers_of(dtype, 0.25, 0.1, 0.9), nesterov, writes=[w, g, velocity])
 
     assert_near(actual[0], expected[0], 2, scale=4)
     assert_near(actual[1], expected[1], 2, scale=4)
-    assert not velocity[::3].any()
     assert not g.any()
 
 
 @by_dtype
 @pytest.mark.parametrize("P", WIDTHS)
 def test_adam_equals_its_twin(P, dtype, rng):
-    w, g, first = draw(rng, dtype, P), draw(rng, dtype, P), draw_momentum(rng, dtype, P)
-    second = np.abs(draw_momentum(rng, dtype, P))
-    g[::3] = 0
-    g[1::3], first[1::3], second[1::3] = 2 * TINY[dtype] ** 0.5, 0, 1.2 * TINY[dtype]  # squares would be subnormal
+    w, g, first = draw(rng, dtype, P), draw(rng, dtype, P), draw(rng, dtype, P)
+    second = np.abs(draw(rng, dtype, P))
     expected = w.copy(), first.copy(), second.copy()
-    numbers = numbers_of(dtype, 0.25, 0.1, 0.9, 0.95, 1e-8, TINY[dtype], TINY[dtype] ** 0.5)
+    numbers = numbers_of(dtype, 0.25, 0.1, 0.9, 0.95, 1e-8, 1 - dtype(0.9), 1 - dtype(0.95))
     scale, *rest = numbers[:-2]
     reference.adam(expected[0], scale * g, expected[1], expected[2], *rest)
     actual = w, first, second
@@ -717,27 +696,22 @@ def test_adam_equals_its_twin(P, dtype, rng):
     for actual_part, expected_part in zip(actual[:2], expected[:2], strict=True):
         assert_near(actual_part, expected_part, 4, scale=4)
     np.testing.assert_allclose(second, expected[2], rtol=4 * EPSILON[dtype], atol=0)
-    assert not first[::3].any()
-    assert not second[::3].any()
     assert not g.any()
 
 
 @by_dtype
 @pytest.mark.parametrize("P", WIDTHS)
 def test_rmsprop_equals_its_twin(P, dtype, rng):
-    w, g, second = draw(rng, dtype, P), draw(rng, dtype, P), np.abs(draw_momentum(rng, dtype, P))
-    g[::3] = 0
-    g[1::3], second[1::3] = 2 * TINY[dtype] ** 0.5, 1.2 * TINY[dtype]  # squares would be subnormal
+    w, g, second = draw(rng, dtype, P), draw(rng, dtype, P), np.abs(draw(rng, dtype, P))
     expected = w.copy(), second.copy()
-    numbers = numbers_of(dtype, 0.25, 0.1, 0.9, 1e-8, TINY[dtype], TINY[dtype] ** 0.5)
-    scale, *rest = numbers[:-2]
+    numbers = numbers_of(dtype, 0.25, 0.1, 0.9, 1e-8, 1 - dtype(0.9))
+    scale, *rest = numbers[:-1]
     reference.rmsprop(expected[0], scale * g, expected[1], *rest)
     actual = w, second
     call(rmsprop, w, g, second, numbers, writes=[w, g, second])
 
     assert_near(actual[0], expected[0], 4, scale=4)
     np.testing.assert_allclose(second, expected[1], rtol=4 * EPSILON[dtype], atol=0)
-    assert not second[::3].any()
     assert not g.any()
 
 

@@ -17,8 +17,6 @@ from fastbp.choices import (
     ELEMENTWISE,
     LOSSES,
     SGD,
-    TINY_FLOAT32,
-    TINY_FLOAT64,
     Adam,
     AdamW,
     CosineDecay,
@@ -43,7 +41,7 @@ from fastbp.workspace import (
 
 DTYPES = ["float64", "float32"]
 EPSILON = {name: float(np.finfo(name).eps) for name in DTYPES}
-TINY = {"float64": TINY_FLOAT64, "float32": TINY_FLOAT32}
+TINY = {"float64": 2.0**-1000, "float32": 2.0**-120}  # of what is smaller, few digits are left in a product
 OPTIMIZERS = [
     SGD(0.1),
     SGD(0.1, momentum=0.9),
@@ -338,19 +336,6 @@ def test_slope_of_relu_lets_nothing_through_a_dead_unit_but_nan():
     expected = [0, np.nan, 5]
     actual = reference.times_slope(ACTIVATIONS["relu"].code, np.array([np.inf, 1, 5]), np.array([0, np.nan, 2]))
 
-    np.testing.assert_array_equal(actual, expected)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_flush_makes_small_numbers_zero_and_leaves_others(dtype):
-    tiny = np.array(TINY[dtype], dtype)
-    below = np.nextafter(tiny, tiny * 0)
-    x = np.array([below, -below, tiny, -tiny, 1, 0, np.inf, np.nan], dtype)
-
-    expected = np.array([0, 0, tiny, -tiny, 1, 0, np.inf, np.nan], dtype)
-    actual = reference.flush(x)
-
-    assert actual.dtype == dtype
     np.testing.assert_array_equal(actual, expected)
 
 
@@ -699,25 +684,6 @@ def test_steps_are_torchs(optimizer, name, settings, rng):
     actual = memory.params
 
     np.testing.assert_allclose(actual, expected, rtol=1e-12)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_dead_momenta_become_zero_and_are_never_subnormal(dtype):
-    cast, zero = dtype_of(dtype), np.zeros(2, dtype)
-    w, (second, third) = zero.copy(), np.ones((2, 2), dtype)
-    velocity, first = np.array([[1, -1], [1, -1]], dtype)
-    seen = []
-    for _ in range(1100):
-        reference.momentum_sgd(w, zero, velocity, cast(0.1), cast(0.5), False)
-        reference.adam(w, zero, first, second, *map(cast, (0.1, 0.5, 0.5, 1e-8)))
-        reference.rmsprop(w, zero, third, *map(cast, (0.1, 0.5, 1e-8)))
-        seen += [velocity.copy(), first.copy(), second.copy(), third.copy()]
-
-    expected = 0
-    actual = np.array(seen)
-
-    assert (np.abs(actual[actual != 0]) >= TINY[dtype]).all()
-    np.testing.assert_array_equal(actual[-4:], expected)
 
 
 # --- learning-rate schedules --------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import mpmath
 import numba
 import numpy as np
 import pytest
+from llvmlite import binding, ir
 
 from fastbp import jit, reference, simd
 from fastbp.simd import (
@@ -26,11 +27,13 @@ from fastbp.simd import (
     add_outer,
     at,
     fill,
+    flush_subnormals,
     lane_sum,
     lanes_of,
     load,
     load_rows,
     multiply_add,
+    put_back,
     random_bits,
     store,
     transpose,
@@ -334,15 +337,12 @@ EXPRESSIONS = [
     "3 - x",
     "x * y + z",  # rounded twice: nothing is fused that is not written so
     "absolute(x)",
-    "flush(x, s)",
-    "flush(x, y)",
     "where_less(x, y, z, w)",
     "where_less(x, s, 0.0, y)",
     "where_less(0.5, x, y, s)",
 ]
 TWINS = {
     "absolute": np.abs,
-    "flush": lambda x, tiny: np.where(np.abs(x) < tiny, 0.0, x),
     "where_less": lambda x, y, yes, no: np.where(x < y, yes, no),
 }
 
@@ -390,6 +390,60 @@ def test_product_that_rounds_to_one_leaves_its_rest(dtype):
 
     assert_same_bits(actual, expected)
     assert_same_bits(evaluate("x * y + (-1)", 1 + e, 1 - e), 0 * e)
+
+
+# --- subnormal numbers ----------------------------------------------------------------------------------------------
+
+flushes = pytest.mark.skipif(simd.FLUSHING_BITS is None, reason="no control word of this CPU is known")
+
+
+@njit
+def control_word():
+    word = flush_subnormals()
+    put_back(word)
+    return word
+
+
+@flushes
+@dtypes
+def test_subnormal_numbers_count_as_zero_until_the_word_is_put_back(dtype):
+    least = np.finfo(dtype).smallest_normal
+    numbers = np.array([least / 4, least, 0.25, 4], dtype)
+
+    @njit
+    def products(numbers, out):
+        word = flush_subnormals()
+        out[0], out[1] = numbers[0] * numbers[3], numbers[1] * numbers[2]
+        put_back(word)
+        out[2], out[3] = numbers[0] * numbers[3], numbers[1] * numbers[2]
+
+    before, actual = control_word(), np.empty(4, dtype)
+    products(numbers, actual)
+
+    assert actual.tolist() == [0, 0, least, least / 4]
+    assert control_word() == before
+
+
+@pytest.mark.parametrize(
+    ("machine", "read", "write"),
+    [("x86_64", "stmxcsr", "ldmxcsr"), ("aarch64", r"mrs\s.*FPCR", r"msr\s+FPCR")],
+)
+def test_control_word_is_that_of_the_machine(machine, read, write, monkeypatch):
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    try:
+        target = binding.Target.from_triple(f"{machine}-unknown-linux-gnu").create_target_machine()
+    except RuntimeError:
+        pytest.skip("this LLVM knows no such machine")
+    monkeypatch.setattr(simd, "MACHINE", machine)
+    module = ir.Module()
+    builder = ir.IRBuilder(ir.Function(module, ir.FunctionType(ir.VoidType(), []), "probe").append_basic_block())
+    word = simd._control_word(builder)
+    simd._set_control_word(builder, builder.or_(word, word.type(1)))
+    builder.ret_void()
+    assembly = target.emit_assembly(binding.parse_assembly(str(module)))
+
+    assert re.search(f"{read}.*{write}", assembly, re.DOTALL)
 
 
 # --- random numbers -------------------------------------------------------------------------------------------------
