@@ -32,6 +32,7 @@ from fastbp.choices import (
     HUBER,
     INVERSE_SCALING,
     IRPROP,
+    KEEP_GRADIENT,
     LEAK,
     LEAKY_RELU,
     MOMENTUM_SGD,
@@ -749,20 +750,40 @@ def add_scaled(n, x, factor, y):
 
 
 @kernel
-def sum_of_squares(n, x):
-    """sum_q x_q^2, x (n,)."""
+def sum_of_squares(n, x, root):
+    """sum_q (root^2 x_q)^2, x (n,)."""
     V = lanes_of(x)
     sums = zeros(4, 1, x)  # four sums at once: one alone would wait for each addition
     q = 0
     while q + 4 * V <= n:
-        part = load(4, 1, at(x, q), V)
+        part = load(4, 1, at(x, q), V) * root * root
         sums = multiply_add(part, part, sums)
         q += 4 * V
     total = np.float64(lane_sum(sums))
     while q < n:
-        total += np.float64(x[q]) * x[q]
+        part_q = x[q] * root * root
+        total += part_q * part_q
         q += 1
     return total
+
+
+@kernel
+def norm(n, x):
+    """sqrt(sum_q x_q^2), x (n,); where squares might overflow or vanish, all are divided by the largest first."""
+    total = sum_of_squares(n, x, 1.0)
+    if 1e-30 < total < 1e30:
+        return np.sqrt(total)
+    largest = 0.0
+    for q in range(n):
+        largest = max(largest, np.float64(abs(x[q])))
+    return largest * np.sqrt(sum_of_squares(n, x, 1.0 / np.sqrt(largest))) if largest > 0 else total
+
+
+@kernel
+def shrink(n, root, x):
+    """x *= root^2, which may be below all normal numbers;  writes x (n,)."""
+    for q in range(n):
+        x[q] = x[q] * root * root
 
 
 @kernel
@@ -772,7 +793,7 @@ def penalty(plan, w, g):
     for layer in range(plan.layers):
         I, O = plan.sizes[layer], plan.sizes[layer + 1]
         add_scaled(I * O, at(w, start), plan.l2, at(g, start))
-        total += sum_of_squares(I * O, at(w, start))
+        total += sum_of_squares(I * O, at(w, start), 1.0)
         start += I * O + (O if plan.biases else 0)
     return 0.5 * plan.l2 * total
 
@@ -796,9 +817,9 @@ def step(plan, memory, scale):
         totals[LOSS] += penalty(plan, w, g)
     if plan.clip_norm > 0:
         # Pascanu, Mikolov and Bengio, ICML 2013, algorithm 1
-        norm = scale * np.sqrt(sum_of_squares(P, g))
-        if norm > plan.clip_norm:
-            scale *= plan.clip_norm / norm
+        length = scale * norm(P, g)
+        if length > plan.clip_norm:
+            shrink(P, np.sqrt(plan.clip_norm) / np.sqrt(length), g)
     cast[SCALE], cast[REST1], cast[REST2] = scale, 1 - settings[1], 1 - settings[2]
     if plan.optimizer == PLAIN_SGD:
         plain_sgd(P, w, g, cast[SCALE], cast[RATE])
@@ -1022,6 +1043,15 @@ def finite(P, w):
 
 
 @kernel
+def converges(plan, memory, loss):
+    """Whether the loss of an epoch, the weights and what the optimiser keeps of the gradients are finite."""
+    P, good = plan.parameters, loss * 0 == 0 and finite(plan.parameters, memory.params)
+    if good and plan.optimizer != KEEP_GRADIENT and plan.optimizer != PLAIN_SGD:
+        good = finite(P, memory.first) and finite(P, memory.second)
+    return good
+
+
+@kernel
 def weight_of(x, F, S, panels):
     """Sum of the weights of a block, the last feature of x (panels, F, S)."""
     total = 0.0
@@ -1106,7 +1136,7 @@ def run_blocks(plan, memory, data, validation, blocks):
                 memory.loss[epoch], memory.error[epoch] = loss / weight, totals[ERROR] / (weight * O)
                 totals[LOSS], totals[ERROR], totals[WEIGHT] = 0, 0, 0
                 panel = 0
-                if not (loss * 0 == 0 and finite(plan.parameters, memory.params)):
+                if not converges(plan, memory, loss):
                     status = DIVERGED
         else:
             count = min(rows - row, plan.block * S)

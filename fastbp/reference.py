@@ -341,9 +341,20 @@ def irprop(
     w -= np.sign(last) * steps
 
 
-def sum_of_squares(x: Array) -> float:
-    """Sum of x^2."""
-    return float((x.astype(np.float64) ** 2).sum())
+def sum_of_squares(x: Array, root: float = 1.0) -> float:
+    """Sum of (root^2 x)^2."""
+    return float(((x.astype(np.float64) * root * root) ** 2).sum())
+
+
+def norm(x: Array) -> float:
+    """Root of the sum of x^2, all divided by the largest, since squares overflow or vanish where numbers do not."""
+    largest = float(np.abs(x).max(initial=0))
+    return largest * math.sqrt(sum_of_squares(x, 1 / math.sqrt(largest))) if largest > 0 else largest
+
+
+def shrink(root: float, x: Array) -> None:
+    """X *= root^2, which may be below all normal numbers."""
+    x[:] = x * np.float64(root) * np.float64(root)
 
 
 def penalty(plan: Any, w: Array, g: Array) -> float:
@@ -368,8 +379,9 @@ def step(plan: Any, memory: Any, scale: float, rate: Any) -> None:
     if plan.l2 > 0:
         totals[LOSS] += penalty(plan, w, g)
     if plan.clip_norm > 0:
-        norm = scale * np.sqrt(sum_of_squares(g))
-        scale *= plan.clip_norm / norm if norm > plan.clip_norm else 1
+        length = scale * norm(g)
+        if length > plan.clip_norm:
+            shrink(math.sqrt(plan.clip_norm) / math.sqrt(length), g)
     g = cast(scale) * g
     if plan.optimizer == PLAIN_SGD:
         plain_sgd(w, g, rate)
@@ -476,6 +488,11 @@ def finite(w: Array) -> bool:
     return bool(np.isfinite(w).all())
 
 
+def converges(plan: Any, memory: Any, loss: float) -> bool:
+    """Whether the loss of an epoch, the weights and what the optimiser keeps of the gradients are finite."""
+    return math.isfinite(loss) and all(map(finite, (memory.params, memory.first, memory.second)))
+
+
 def train_block(plan: Any, memory: Any, data: Array, epoch: int, row: int, rate: Any) -> int:
     """Forward and backward pass of the next rows of a batch, and the update after its last;  returns their number."""
     I, O = plan.sizes[0], plan.sizes[-1]
@@ -536,7 +553,7 @@ def run(plan: Any, memory: Any, data: Array, validation: Array, blocks: int) -> 
                 if row == n:
                     weight = totals[WEIGHT]
                     memory.loss[epoch], memory.error[epoch] = totals[LOSS] / weight, totals[ERROR] / (weight * O)
-                    if not (np.isfinite(totals[LOSS]) and finite(memory.params)):
+                    if not converges(plan, memory, totals[LOSS]):
                         status = DIVERGED
                     totals[LOSS] = totals[ERROR] = totals[WEIGHT] = 0
             else:

@@ -243,6 +243,16 @@ def irprop(w, g, last, steps, numbers):
 
 
 @entry
+def norm(x):
+    return kernels.norm(x.size, at(x, 0))
+
+
+@entry
+def shrink(root, x):
+    kernels.shrink(x.size, root, at(x, 0))
+
+
+@entry
 def penalty(plan, w, g):
     return kernels.penalty(kernels.bare_plan(plan), at(w, 0), at(g, 0))
 
@@ -749,6 +759,34 @@ def test_penalty_and_decay_equal_their_twins(sizes, bias, dtype, rng):
     assert actual_penalty == pytest.approx(expected_penalty, rel=4 * EPSILON[dtype])
     for actual_part, expected_part in zip(actual, expected, strict=True):
         assert_near(actual_part, expected_part, 2, scale=4)
+
+
+SCALES = [0, 1e-45, 1e-36, 1e-16, 1, 1e16, 1e36, np.inf, np.nan]
+
+
+@by_dtype
+@pytest.mark.parametrize("n", WIDTHS)
+def test_norm_equals_its_twin_where_squares_overflow_or_vanish(n, dtype, rng):
+    for scale in [*SCALES, *([1e-300, 1e300] if dtype is np.float64 else [])]:
+        with np.errstate(invalid="ignore"):
+            x = dtype(scale) * draw(rng, dtype, n)
+            expected = reference.norm(x)
+        actual = call(norm, x, writes=[])
+
+        np.testing.assert_allclose(actual, expected, rtol=4 * n**0.5 * EPSILON[dtype], err_msg=str(scale))
+        if 0 < scale < np.inf:
+            assert expected == pytest.approx(float(np.linalg.norm(x.astype(float) / scale) * scale), rel=1e-6)
+
+
+@by_dtype
+def test_shrink_equals_its_twin_for_factors_that_the_type_lacks(dtype, rng):
+    x, root = draw(rng, dtype, 33) * (np.finfo(dtype).max / 8), {np.float64: 1e-158, np.float32: 1e-22}[dtype]
+    expected, actual = x.copy(), x.copy()
+    reference.shrink(root, expected)
+    call(shrink, root, actual, writes=[actual])
+
+    assert_near(actual, expected, 1)
+    assert actual.all()
 
 
 # --- learning-rate schedules --------------------------------------------------------------------------------------
@@ -1302,6 +1340,36 @@ def test_run_stops_at_the_end_of_the_epoch_that_diverges(name, sizes, dtype):
 
     assert actual == expected
     assert (name == "growing") == (1 < first < 50)
+
+
+@by_dtype
+@pytest.mark.parametrize("optimizer", [Adam(), AdamW(), RMSprop()], ids=label)
+def test_run_stops_where_an_optimiser_overflows_and_would_stand_still(optimizer, dtype):
+    network, data = build((3, 2), dtype=dtype, rows=8)
+    data[:, :3] *= {np.float64: 1e10, np.float32: 1e3}[dtype]
+    data[:, 3:5] *= {np.float64: 1e150, np.float32: 1e18}[dtype]  # squared gradients overflow, squared residuals do not
+    plan = make_plan(network, 8, 8, optimizer, mean=True)
+    for engine, tiny in ((reference, False), (kernels, False), (kernels, True)):
+        memory = make_memory(plan, network.params.copy(), 5)
+        assert run(engine, plan._replace(tiny=tiny), memory, data) == engine.DIVERGED
+        assert memory.position[0] == 1
+        assert np.isfinite(memory.loss).all()
+        assert np.isfinite(memory.params).all()
+
+
+@by_dtype
+@pytest.mark.parametrize("clip_norm", [1.0, 1e-6])
+def test_clipping_holds_where_squared_gradients_overflow(clip_norm, dtype):
+    network, data = build((3, 2), dtype=dtype, rows=8)
+    data[:, :3] *= {np.float64: 1e155, np.float32: 1e18}[dtype]
+    data[:, 3:5] *= {np.float64: 1e150, np.float32: 1e18}[dtype]
+    network.params[:] = 0
+    plan = make_plan(network, 8, 8, SGD(1.0), clip_norm=clip_norm)
+    for engine in (reference, kernels):
+        memory = make_memory(plan, network.params.copy(), 1)
+        run(engine, plan, memory, data)
+
+        assert np.linalg.norm(memory.params.astype(float)) == pytest.approx(clip_norm, rel=1e-5)
 
 
 @by_dtype
