@@ -27,8 +27,10 @@ from typing import Any, TypeVar, cast
 
 import llvmlite
 import numba
+from numba import _dynfunc
 from numba.core.caching import FunctionCache
-from numba.core.compiler import CompileResult
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler, CompileResult
 from numba.core.serialize import dumps
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -62,6 +64,32 @@ SETTINGS = (
 )
 
 
+class LinkedLibrary(JITCodeLibrary):
+    """The code of a kernel, which is only linked into the entries that call it, and optimised there.
+
+    Numba would optimise a function with all that it calls, and generate machine code, at each level of calls.
+    """
+
+    def finalize(self) -> None:
+        """Gather the code of all that is called."""
+        for library in dict.fromkeys(self._linking_libraries):
+            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+        self._finalized = True
+
+
+class KernelCompiler(Compiler):
+    """Numba's compiler, without machine code that Python could call."""
+
+    def __init__(self, typing: Any, target: Any, library: Any, *rest: Any) -> None:
+        super().__init__(typing, target, library or LinkedLibrary(target.codegen(), "kernel"), *rest)
+        self.state.targetctx.get_executable = _without_code
+
+
+def _without_code(library: Any, description: Any, environment: Any) -> Any:
+    """Make the function object by which Numba finds a kernel; to call it would crash."""
+    return _dynfunc.make_function(description.lookup_module(), description.qualname, "", 0, environment, (library,))
+
+
 def kernel(function: Function) -> Function:
     """Compile a function that only compiled code calls, on its first use.
 
@@ -78,17 +106,17 @@ def kernel(function: Function) -> Function:
     >>> quarter(1.0)
     0.25
     """
-    return cast(Function, njit(**KERNEL_OPTIONS)(function))
+    return cast(Function, njit(**KERNEL_OPTIONS, pipeline_class=KernelCompiler)(function))
 
 
 def inlined(function: Function) -> Function:
     """Compile a kernel into its callers, for one whose call would cost a tenth of its work."""
-    return cast(Function, njit(**KERNEL_OPTIONS, forceinline=True)(function))
+    return cast(Function, njit(**KERNEL_OPTIONS, forceinline=True, pipeline_class=KernelCompiler)(function))
 
 
 def merged(function: Function) -> Function:
     """Compile a kernel into its one caller, merged before types are inferred: faster to compile if it is long."""
-    return cast(Function, njit(**KERNEL_OPTIONS, inline="always")(function))
+    return cast(Function, njit(**KERNEL_OPTIONS, inline="always", pipeline_class=KernelCompiler)(function))
 
 
 def entry(function: Function) -> Function:
