@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -242,14 +243,31 @@ def test_readme_without_marks_is_an_error() -> None:
         report.insert("no marks", "table")
 
 
-def test_report_writes_the_picture_with_its_footer(run: dict[str, Any], tmp_path: Path) -> None:
+def test_same_run_writes_the_same_files(run: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    write_report(run, tmp_path)
-    expected = {"table.md", "picture.svg", "picture.png"}
-    actual = {path.name for path in (tmp_path / "results").iterdir() if path.stat().st_size}
+    written = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        write_report(run, tmp_path / name)
+        written.append({path.name: path.read_bytes() for path in (tmp_path / name / "results").iterdir()})
 
-    assert actual == expected
-    assert "Some CPU" in (tmp_path / "results" / "picture.svg").read_text(encoding="utf-8")
+    assert written[0] == written[1]
+    assert written[0].keys() == {"table.md", "picture.svg"}
+    assert b">Some CPU, 2 cores, " in written[0]["picture.svg"]  # text as text
+    assert b"<dc:date>" not in written[0]["picture.svg"]
+
+
+def test_results_are_small_and_each_is_linked_from_a_readme() -> None:
+    linked = {
+        (readme.parent / target).resolve()
+        for readme in (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+        for target in re.findall(r"\]\(([^)#]+)\)", readme.read_text(encoding="utf-8"))
+    }
+    results = set(report.RESULTS.iterdir())
+
+    assert results
+    assert results <= linked
+    assert max(path.stat().st_size for path in results) < 100_000
 
 
 @pytest.mark.parametrize(
