@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,11 +26,11 @@ LIBRARIES = {"fastbp": "fastbp.sklearn", "scikit-learn": "sklearn.neural_network
 
 def fitter(task: Task, library: str, dtype: str) -> Callable[[int], Any]:
     """Return `fit(epochs)`, with relu, Adam and the defaults of scikit-learn, which only the epochs end."""
-    datasets = pytest.importorskip("sklearn.datasets")
-    classifier = pytest.importorskip(LIBRARIES[library]).MLPClassifier
+    from sklearn import datasets
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.preprocessing import StandardScaler
 
+    classifier = importlib.import_module(LIBRARIES[library]).MLPClassifier
     X, y = getattr(datasets, task.loader)(return_X_y=True)
     X = StandardScaler().fit_transform(X).astype(dtype)
 
@@ -42,14 +44,10 @@ def fitter(task: Task, library: str, dtype: str) -> Callable[[int], Any]:
     return fit
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", TASKS)
-def test_estimator(
-    name: str, dtype: str, library: str, rate: Callable[..., float | None], record: Callable[..., None]
-) -> None:
+def test_estimator(name: str, dtype: str, measure: Callable[..., None]) -> None:
     limit = pytest.importorskip("threadpoolctl").threadpool_limits
     with limit(1):  # fastbp has one thread anyway
-        epochs_per_second = rate(fitter(TASKS[name], library, dtype))
-    if epochs_per_second:
-        record(f"{name} {dtype}", library, epochs_per_second=epochs_per_second)
+        makers = {library: partial(fitter, TASKS[name], library, dtype) for library in LIBRARIES}
+        measure("estimators", f"{name} {dtype}", makers)

@@ -1,6 +1,6 @@
 """Seconds until fastbp is of use: its import and its first call, each in a fresh process.
 
-The JSON's statistics are of whole processes; `seconds` is what the process itself measured, beyond NumPy or Numba.
+The JSON's statistics are of whole processes; its figures are what they measured themselves, beyond NumPy or Numba.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def best(benchmark: Any, code: str, caches: list[Path]) -> float:
 
 
 def test_import(benchmark: Any, record: Callable[..., None], tmp_path: Path) -> None:
-    record("import", "fastbp", seconds=best(benchmark, IMPORT, [tmp_path] * 5))
+    record("start", "import", {"fastbp": best(benchmark, IMPORT, [tmp_path] * 5)})
 
 
 def test_first_call_with_a_cold_cache(benchmark: Any, record: Callable[..., None], tmp_path: Path) -> None:
     caches = [tmp_path / str(round) for round in range(2)]
-    record("first call, cold cache", "fastbp", seconds=best(benchmark, FIRST_CALL, caches))
+    record("start", "first call, cold cache", {"fastbp": best(benchmark, FIRST_CALL, caches)})
 
 
 def test_first_call_with_a_warm_cache(benchmark: Any, record: Callable[..., None], tmp_path: Path) -> None:
     seconds(FIRST_CALL, tmp_path)
-    record("first call, warm cache", "fastbp", seconds=best(benchmark, FIRST_CALL, [tmp_path] * 5))
+    record("start", "first call, warm cache", {"fastbp": best(benchmark, FIRST_CALL, [tmp_path] * 5)})

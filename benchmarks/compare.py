@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import gate_cases
+from benchmarks.report import markdown
 
 PASS, SLOWER, NO_VERDICT = range(3)  # the exit codes
 
@@ -230,12 +231,6 @@ def compare_trees(base: Tree, head: Tree, names: Sequence[str], pairs: int) -> t
 # --- the report -----------------------------------------------------------------------------------------------------
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write a table in Markdown, the first column to the left and the others to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 def milliseconds(seconds: float) -> str:
     """Write a time."""
     return f"{1e3 * seconds:,.3g}" if seconds < 1 else f"{1e3 * seconds:,.0f}"
@@ -253,7 +248,7 @@ def report(verdict: Verdict, pairs: int) -> str:
         rows = {name: verdict.rows[name] for name in section.names if name in verdict.rows}
         if rows:
             limit = f"limit {section.limit}" if math.isfinite(section.limit) else f"no verdict beyond {CONTROL_LIMIT}"
-            text += f"\n### {section.title}, {limit}\n\n" + table(
+            text += f"\n### {section.title}, {limit}\n\n" + markdown(
                 ["case", "base, ms", "head, ms", "head / base", "least", "most", "slower pairs", ""],
                 [
                     [
@@ -275,7 +270,7 @@ def spread(pairs: list[Pair], verdict: Verdict) -> str:
         windows = [ratios[first : first + PAIRS] for first in range(max(1, len(ratios) - PAIRS + 1))]
         return max((statistics.median(window) for window in windows), key=abs)
 
-    return f"\n### Spread of {len(pairs)} pairs\n\n" + table(
+    return f"\n### Spread of {len(pairs)} pairs\n\n" + markdown(
         ["case", "standard deviation", "least", "most", f"farthest median of {PAIRS} pairs in a row"],
         [
             [

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.cases import CASES, calibrate
-from benchmarks.compare import NO_VERDICT, PASS, SLOWER, MeasurementError, Tree, publish, python, table
+from benchmarks.compare import NO_VERDICT, PASS, SLOWER, MeasurementError, Tree, publish, python
 from benchmarks.gate_cases import clock
 from benchmarks.peers import trainer
+from benchmarks.report import entries_of, markdown, section_of
 
 HERE = Path(__file__).resolve().parent
 FLOORS: dict[str, float] = tomllib.loads((HERE / "floors.toml").read_text(encoding="utf-8"))["floors"]
@@ -38,16 +39,11 @@ class Row(NamedTuple):
 
 def ratios_in(file: Path) -> dict[str, float]:
     """Return fastbp's epochs per second as a multiple of NumPy's, for the cases in a JSON of pytest-benchmark."""
-    speeds: dict[tuple[str, str], float] = {}
-    for benchmark in json.loads(file.read_text(encoding="utf-8"))["benchmarks"]:
-        info = benchmark["extra_info"]
-        if "epochs_per_second" in info:
-            speeds[info["case"], info["library"]] = info["epochs_per_second"]
-    cases = {case for case, _ in speeds}
+    entries = section_of(entries_of(json.loads(file.read_text(encoding="utf-8"))), "training")
     return {
-        case: speeds[case, "fastbp"] / speeds[case, "numpy"]
-        for case in cases
-        if all((case, library) in speeds for library in LIBRARIES)
+        entry["case"]: entry["figures"]["fastbp"] / entry["figures"]["numpy"]
+        for entry in entries
+        if all(library in entry["figures"] for library in LIBRARIES)
     }
 
 
@@ -86,7 +82,7 @@ def report(rows: Mapping[str, Row]) -> str:
     """Write a table in Markdown."""
     failed = [name for name, row in rows.items() if row.failed]
     text = f"## Floors, fastbp against NumPy: {'too slow' if failed else 'pass'}\n\n"
-    return text + table(
+    return text + markdown(
         ["case", "times as fast as NumPy", "floor", "ratio / floor", ""],
         [
             [

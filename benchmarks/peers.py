@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.cases import OPTIMIZERS, Case, data
+from benchmarks.cases import OPTIMIZERS, XOR, Case, data
 
 Array = NDArray[Any]
 Train = Callable[[int], float]
@@ -54,6 +54,34 @@ def with_backend(backend: str, case: Case) -> Train:
             reduction=case.reduction, backend=backend,
         )  # fmt: skip
         return float(result.loss[-1])
+
+    return train
+
+
+def notebook_trainer(case: Case) -> Train:
+    """Train XOR by the loop of the notebook, as it is written there: NumPy for these three layers and no others."""
+    if case.name != XOR.name:
+        raise NotImplementedError("the notebook trains XOR alone")
+    X, y = data(case)
+    first = network(case).weights
+
+    def sigmoid(z: Array) -> Array:
+        return 1 / (1 + np.exp(-z))
+
+    def slope(a: Array) -> Array:
+        return a * (1 - a)
+
+    def train(epochs: int) -> float:
+        into_hidden, into_output = (weights.copy() for weights in first)
+        for _ in range(epochs):
+            hidden = sigmoid(np.dot(X, into_hidden))
+            prediction = sigmoid(np.dot(hidden, into_output))
+            error = y - prediction
+            output_delta = error * slope(prediction)
+            hidden_delta = np.dot(output_delta, into_output.T) * slope(hidden)
+            into_output += np.dot(hidden.T, output_delta) * case.learning_rate
+            into_hidden += np.dot(X.T, hidden_delta) * case.learning_rate
+        return float(0.5 * (error**2).sum() / case.rows)
 
     return train
 
@@ -327,6 +355,7 @@ def jax_predictor(case: Case) -> Predict:
 LIBRARIES: dict[str, Callable[[Case], Train]] = {
     "fastbp": functools.partial(with_backend, "numba"),
     "numpy": functools.partial(with_backend, "numpy"),
+    "notebook": notebook_trainer,
     "scikit-learn": sklearn_trainer,
     "torch, 1 thread": functools.partial(torch_trainer, lambda: 1),
     "torch": functools.partial(torch_trainer, torch_threads),

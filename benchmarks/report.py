@@ -1,4 +1,4 @@
-"""Write the tables and the picture of a run whose JSON `pytest --benchmark-only --benchmark-json FILE` kept."""
+"""Write the tables and the picture of runs whose JSON `pytest --benchmark-only --benchmark-json FILE` kept."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import argparse
 import json
 import math
 import re
+import statistics
 import sys
+import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.cases import CASES, GRID
+from benchmarks.cases import CASES, GRID, XOR
+from benchmarks.peers import LIBRARIES
 
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- benchmark table -->", "<!-- end of benchmark table -->"
-# What a benchmark measures, by the name under which `extra_info` has it, and its unit.
-UNITS = {"epochs_per_second": "epochs/s", "calls_per_second": "calls/s", "seconds": "seconds"}
-TRAINING = "epochs_per_second"
+COMPETITORS = {"numpy", "torch", "jax"}  # in every case that the headline counts
 COLOURS = {
     "fastbp": "#c1272d",
     "numpy": "#4d77cf",
@@ -26,36 +28,72 @@ COLOURS = {
     "jax": "#2a9d6f",
 }
 
-Measured = list[dict[str, Any]]
-Table = dict[str, dict[str, float]]  # of one thing measured: case, library, figure
+
+class Section(NamedTuple):
+    """One kind of benchmark: a table of its own."""
+
+    title: str
+    unit: str
+
+
+SECTIONS = {
+    "training": Section("training", "epochs/s"),
+    "estimators": Section("classifiers, `fit` on one thread", "epochs/s"),
+    "predict": Section("predict", "calls/s"),
+    "start": Section("start", "seconds"),
+}
+
+# What `extra_info` has of a benchmark: `section`, a key of SECTIONS; `case`; `figures`, by library; `ratios`, of fastbp
+# to each peer near the best, round by round; and of a training `peak_gflops`, the most that one core can do.
+Entry = dict[str, Any]
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def tables(measured: Measured) -> dict[str, Table]:
-    """Sort figures by what they measure, case and library."""
-    result: dict[str, Table] = {}
-    for entry in measured:
-        for name in entry.keys() & UNITS:
-            result.setdefault(name, {}).setdefault(entry["case"], {})[entry["library"]] = entry[name]
-    return {name: result[name] for name in UNITS if name in result}
+class Comparison(NamedTuple):
+    """How many times as fast as its best peer fastbp is: the median over the rounds, and their least and most."""
+
+    peer: str
+    median: float
+    least: float
+    most: float
+
+    @property
+    def tie(self) -> bool:
+        """Whether rounds disagree about who is faster."""
+        return self.least <= 1 <= self.most
+
+    def __str__(self) -> str:
+        """Write it as a cell of a table."""
+        times = f"{digits(self.median)} ({digits(self.least)}..{digits(self.most)}) {self.peer}"
+        return f"tie, {times}" if self.tie else times
 
 
-def tables_of(run: dict[str, Any]) -> dict[str, Table]:
-    """Return the tables of a JSON file."""
-    return tables([entry["extra_info"] for entry in run["benchmarks"]])
+def comparison_of(entry: Entry) -> Comparison | None:
+    """Compare fastbp with its best peer: of those measured in turns with it, the one it is least ahead of."""
+    ratios = entry["ratios"]
+    if not ratios:
+        return None
+    peer = min(ratios, key=lambda library: statistics.median(ratios[library]))
+    return Comparison(peer, statistics.median(ratios[peer]), min(ratios[peer]), max(ratios[peer]))
 
 
-def best_peer(figures: dict[str, float]) -> str | None:
-    """Return the fastest library beside fastbp."""
-    peers = {library: figure for library, figure in figures.items() if library != "fastbp"}
-    return max(peers, key=lambda library: peers[library]) if peers else None
+def share_of_peak(entry: Entry) -> float | None:
+    """Return what part of one core's peak fastbp's matrix products alone reach."""
+    if "peak_gflops" not in entry:
+        return None
+    return entry["figures"]["fastbp"] * CASES[entry["case"]].flops_per_epoch / 1e9 / entry["peak_gflops"]
 
 
-def ratio(figures: dict[str, float], library: str, to: str | None) -> float | None:
-    """Return how many times as fast a library is, if both were measured."""
-    return figures[library] / figures[to] if library in figures and to in figures else None
+def entries_of(run: dict[str, Any]) -> list[Entry]:
+    """Return what the benchmarks of a JSON file measured."""
+    return [benchmark["extra_info"] for benchmark in run["benchmarks"]]
+
+
+def section_of(entries: Iterable[Entry], section: str) -> list[Entry]:
+    """Return those of one section."""
+    return [entry for entry in entries if entry.get("section") == section]
 
 
 def digits(figure: float | None, enough: int = 3) -> str:
@@ -65,112 +103,150 @@ def digits(figure: float | None, enough: int = 3) -> str:
     return f"{figure:,.{max(0, enough - 1 - math.floor(math.log10(figure)))}f}"
 
 
+def processor(run: dict[str, Any]) -> str:
+    """Say on what a run was measured."""
+    cpu = run["machine_info"]["cpu"]
+    return f"{cpu.get('brand_raw') or run['machine_info']['machine']}, {cpu['count']} cores"
+
+
 def machine(run: dict[str, Any]) -> str:
     """Say on what and when a run was measured, and with which versions."""
     info = run["machine_info"]
-    peaks = {
-        CASES[entry["case"]].dtype: entry["gflops"] / entry["share_of_peak"]
-        for entry in (entry["extra_info"] for entry in run["benchmarks"])
-        if "gflops" in entry and entry["case"] in CASES
-    }
+    peaks = {CASES[entry["case"]].dtype: entry["peak_gflops"] for entry in section_of(entries_of(run), "training")}
     return "; ".join([
-        f"{info['cpu'].get('brand_raw') or info['machine']}, {info['cpu']['count']} cores"
-        + "".join(f", one core's peak {peak:.0f} GFLOP/s in {dtype}" for dtype, peak in peaks.items()),
+        processor(run) + "".join(f", one core's peak {peak:.0f} GFLOP/s in {dtype}" for dtype, peak in peaks.items()),
         f"{info['system']}, Python {info['python_version']}",
         ", ".join(f"{name} {version}" for name, version in info["versions"].items()),
         run["datetime"][:10],
     ])  # fmt: skip
 
 
+def headline(entries: list[Entry]) -> list[str]:
+    """Say in sentences how the cases in which all competed ended, and apart from these what else was compared."""
+    training = section_of(entries, "training")
+    counted = [
+        (comparison, entry)
+        for entry in training
+        if entry["figures"].keys() >= COMPETITORS and (comparison := comparison_of(entry))
+    ]
+    sentences = []
+    if counted:
+        won = sum(comparison.least > 1 for comparison, _ in counted)
+        ties = sum(comparison.tie for comparison, _ in counted)
+        counted.sort(key=lambda pair: pair[0].median)
+        (least, worst), (most, best) = counted[0], counted[-1]
+        sklearn = sum("scikit-learn" in entry["figures"] for _, entry in counted)
+        sentences += [
+            f"fastbp is faster than the best of the other libraries in {won} of {len(counted)} training cases, slower "
+            f"in {len(counted) - won - ties} and tied in {ties}.",
+            f"The median ratio of its epochs per second to theirs is {digits(least.median)} in the least favourable "
+            f"case ({worst['case']}) and {digits(most.median)} in the most favourable ({best['case']}).",
+            f"NumPy, PyTorch and JAX competed in all of these, scikit-learn in {sklearn}.",
+        ]
+    elif training:
+        sentences.append("No training case is counted: NumPy, PyTorch and JAX must all have competed in it.")
+    for entry in training:
+        if entry["case"] == XOR.name and "notebook" in entry["figures"]:
+            times = entry["figures"]["fastbp"] / entry["figures"]["notebook"]
+            sentences.append(f"XOR trains {digits(times)} times as fast as by the notebook's own loop in NumPy.")
+    medians = [c.median for entry in section_of(entries, "estimators") if (c := comparison_of(entry))]
+    if medians:
+        sentences.append(
+            f"Not counted, because scikit-learn alone competed, and on one thread: `fastbp.sklearn` fits classifiers "
+            f"{digits(min(medians))} to {digits(max(medians))} times as fast as scikit-learn, in {len(medians)} cases."
+        )
+    return sentences
+
+
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
-def text_tables(measured: Measured) -> list[tuple[str, list[str]]]:
-    """Return title and lines of a table for each unit, training last, for the terminal."""
+def section_table(entries: list[Entry]) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of a table: a row for each case of a section, a column for each library that was in it."""
+    section = SECTIONS[entries[0]["section"]]
+    present = {library for entry in entries for library in entry["figures"]}
+    libraries = [library for library in LIBRARIES if library in present]
+    head = [f"{section.title}, {section.unit}", *libraries]
+    rows = [[entry["case"], *(digits(entry["figures"].get(library)) for library in libraries)] for entry in entries]
+    for title, cell in (("fastbp / best other", comparison_of), ("of a core's peak", share_of_peak)):
+        cells = [cell(entry) for entry in entries]
+        if any(cells):
+            head.append(title)
+            for row, value in zip(rows, cells, strict=True):
+                row.append("" if value is None else f"{value:.0%}" if isinstance(value, float) else str(value))
+    return head, rows
+
+
+def text_tables(entries: list[Entry]) -> list[tuple[str, list[str]]]:
+    """Return title and lines of a table for each section, training last, for the terminal."""
     result = []
-    for name, table in reversed(tables(measured).items()):
-        unit = UNITS[name]
-        lines = [f"{'case':<26}{'library':<18}{unit:>14}{'x numpy':>10}{'x best peer':>13}"]
-        for case, figures in table.items():
-            for library, figure in figures.items():
-                to_numpy, to_best = (digits(ratio(figures, library, to)) for to in ("numpy", best_peer(figures)))
-                lines.append(f"{case:<26}{library:<18}{digits(figure):>14}{to_numpy:>10}{to_best:>13}".rstrip())
-        result.append((unit, lines))
+    for name in reversed(SECTIONS):
+        if section := section_of(entries, name):
+            head, rows = section_table(section)
+            titles = [textwrap.wrap(title, 10) for title in ["case", *head[1:]]]
+            above = max(map(len, titles))
+            cells = [*zip(*([""] * (above - len(title)) + title for title in titles), strict=True), *rows]
+            widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+            lines = [
+                "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in cells
+            ]
+            result.append((head[0], lines))
     return result
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Return the lines of a table in Markdown, numbers to the right."""
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown, the first column to the left and the others to the right."""
     rule = ["---", *["---:"] * (len(head) - 1)]
-    return [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *rows))
 
 
-def grid_ratios(table: Table, dtype: str) -> dict[tuple[int, int], tuple[float, str]]:
-    """Return, by batch size and width, how many times as fast as the best peer fastbp is, and which that is."""
-    result = {}
-    for case in GRID:
-        figures = table.get(case.name, {})
-        peer = best_peer(figures)
-        times = ratio(figures, "fastbp", peer)
-        if case.dtype == dtype and peer and times:
-            result[case.batch_size, case.sizes[1]] = times, peer
-    return result
+def grid_comparisons(entries: list[Entry], dtype: str) -> dict[tuple[int, int], Comparison]:
+    """Return the comparisons of the grid by batch size and width."""
+    measured = {entry["case"]: comparison_of(entry) for entry in section_of(entries, "training")}
+    return {
+        (case.batch_size, case.sizes[1]): comparison
+        for case in GRID
+        if case.dtype == dtype and (comparison := measured.get(case.name))
+    }
 
 
-def measured_dtypes(table: Table) -> list[str]:
+def measured_dtypes(entries: list[Entry]) -> list[str]:
     """Return the precisions in which the grid was measured."""
-    return list(dict.fromkeys(case.dtype for case in GRID if grid_ratios(table, case.dtype)))
+    return list(dict.fromkeys(case.dtype for case in GRID if grid_comparisons(entries, case.dtype)))
 
 
-def axes_of(ratios: dict[tuple[int, int], Any]) -> tuple[list[int], list[int]]:
+def axes_of(comparisons: dict[tuple[int, int], Any]) -> tuple[list[int], list[int]]:
     """Return the batch sizes and the widths that occur."""
-    return sorted({batch_size for batch_size, _ in ratios}), sorted({width for _, width in ratios})
-
-
-def summary(table: Table) -> str:
-    """Say in how many training cases fastbp is the fastest, and the smallest and the largest ratio."""
-    ratios = {case: times for case, f in table.items() if (times := ratio(f, "fastbp", best_peer(f)))}
-    if not ratios:
-        return ""
-    won = sum(times > 1 for times in ratios.values())
-    least, most = min(ratios, key=lambda case: ratios[case]), max(ratios, key=lambda case: ratios[case])
-    return (
-        f"fastbp is the fastest in {won} of {len(ratios)} training cases. Against the best of the other libraries, its "
-        f"epochs per second are {digits(ratios[least])} times as many in the least favourable case ({least}) and "
-        f"{digits(ratios[most])} times in the most favourable ({most})."
-    )
+    return sorted({batch_size for batch_size, _ in comparisons}), sorted({width for _, width in comparisons})
 
 
 def short_table(run: dict[str, Any]) -> str:
-    """Return what the README shows: the grid as ratios, all other cases as figures, and the machine."""
-    units = tables_of(run)
-    training = units.get(TRAINING, {})
-    lines = [summary(training), ""]
-    for dtype in measured_dtypes(training):
-        ratios = grid_ratios(training, dtype)
-        batch_sizes, widths = axes_of(ratios)
-        rows = []
-        for batch_size in batch_sizes:
-            cells = [ratios.get((batch_size, width)) for width in widths]
-            rows.append([str(batch_size), *(f"{digits(cell[0])} ({cell[1]})" if cell else "" for cell in cells)])
-        head = [f"{dtype}: batch", *(f"width {width}" for width in widths)]
-        lines += [*markdown(head, rows), ""]
+    """Return what the README shows of a run: the grid as ratios, all other cases as figures, and the machine."""
+    entries = entries_of(run)
+    parts = [" ".join(headline(entries)) + "\n"]
+    for dtype in measured_dtypes(entries):
+        comparisons = grid_comparisons(entries, dtype)
+        batch_sizes, widths = axes_of(comparisons)
+        rows = [
+            [str(batch_size), *(str(comparisons.get((batch_size, width), "")) for width in widths)]
+            for batch_size in batch_sizes
+        ]
+        parts.append(markdown([f"{dtype}: batch", *(f"width {width}" for width in widths)], rows))
     names = {case.name for case in GRID}
-    others = {unit: {case: f for case, f in table.items() if case not in names} for unit, table in units.items()}
-    return "\n".join([*lines, *figures_table(others), "", machine(run) + "."])
+    parts += all_tables([entry for entry in entries if entry["case"] not in names])
+    return "\n".join([*parts, f"{machine(run)}."])
 
 
-def figures_table(units: dict[str, Table]) -> list[str]:
-    """Return the lines of a table with all figures of all libraries."""
-    present = {library for table in units.values() for figures in table.values() for library in figures}
-    libraries = [library for library in COLOURS if library in present]
-    rows = []
-    for name, table in units.items():
-        for case, figures in table.items():
-            peer = best_peer(figures)
-            values = [digits(figures.get(library)) for library in libraries]
-            rows.append([case, UNITS[name], *values, digits(ratio(figures, "fastbp", peer))])
-    return markdown(["case", "unit", *libraries, "fastbp / best other"], rows) if rows else []
+def all_tables(entries: list[Entry]) -> list[str]:
+    """Return a table for each section with the figures of all libraries."""
+    return [markdown(*section_table(section)) for name in SECTIONS if (section := section_of(entries, name))]
+
+
+def of_each_machine(texts: Sequence[str], runs: Sequence[dict[str, Any]]) -> str:
+    """Join what is said of each run, under its machine if there are several."""
+    if len(runs) > 1:
+        texts = [f"### {processor(run)}\n\n{text}" for run, text in zip(runs, texts, strict=True)]
+    return "\n\n".join(texts)
 
 
 # --- picture --------------------------------------------------------------------------------------------------------
@@ -180,20 +256,20 @@ def picture(run: dict[str, Any]) -> Any:
     """Draw the ratio to the best peer over the grid, and below it epochs per second against width."""
     from matplotlib.figure import Figure
 
-    table = tables_of(run)[TRAINING]
-    dtypes = measured_dtypes(table)
-    batch_sizes, _ = axes_of(grid_ratios(table, dtypes[0]))
+    entries = entries_of(run)
+    dtypes = measured_dtypes(entries)
+    batch_sizes, _ = axes_of(grid_comparisons(entries, dtypes[0]))
     shown = [batch_sizes[0], batch_sizes[len(batch_sizes) // 2], batch_sizes[-1]]
     figure = Figure(figsize=(12, 10), layout="constrained")
     above, below, foot = figure.subfigures(3, 1, height_ratios=[5, 5, 0.6])
     above.suptitle("Training speed of fastbp over that of the fastest other library (blue: faster), 16-width-width-1")
     for axes, dtype in zip(above.subplots(1, len(dtypes), squeeze=False)[0], dtypes, strict=True):
-        draw_ratios(axes, grid_ratios(table, dtype))
+        draw_ratios(axes, grid_comparisons(entries, dtype))
         axes.set_title(dtype)
     below.suptitle(f"Epochs of 1,024 rows per second, {dtypes[0]}")
     panels = below.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for axes, batch_size in zip(panels, shown, strict=True):
-        draw_speeds(axes, table, dtypes[0], batch_size)
+        draw_speeds(axes, entries, dtypes[0], batch_size)
         axes.set_title(f"batches of {batch_size:,}")
     panels[0].set_ylabel("epochs per second")
     handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -202,27 +278,30 @@ def picture(run: dict[str, Any]) -> Any:
     return figure
 
 
-def draw_ratios(axes: Any, ratios: dict[tuple[int, int], tuple[float, str]]) -> None:
+def draw_ratios(axes: Any, comparisons: dict[tuple[int, int], Comparison]) -> None:
     """Draw a heat map whose colour is neutral where fastbp and its best peer are equal, on a logarithmic scale."""
-    batch_sizes, widths = axes_of(ratios)
-    times = [[ratios.get((batch_size, width), (math.nan, ""))[0] for width in widths] for batch_size in batch_sizes]
+    batch_sizes, widths = axes_of(comparisons)
+    colours = [[math.nan] * len(widths) for _ in batch_sizes]
     end = math.log(10)  # the strongest colour
-    axes.imshow([[math.log(t) for t in row] for row in times], cmap="RdBu", vmin=-end, vmax=end, aspect="auto")
-    for (batch_size, width), (value, peer) in ratios.items():
-        place = widths.index(width), batch_sizes.index(batch_size)
-        colour = "white" if abs(math.log(value)) > 0.6 * end else "black"
-        axes.text(*place, f"{digits(value)}\n{peer}", ha="center", va="center", size=8, color=colour)
+    for (batch_size, width), comparison in comparisons.items():
+        across, down = widths.index(width), batch_sizes.index(batch_size)
+        colours[down][across] = math.log(comparison.median)
+        below = f"tie, {comparison.peer}" if comparison.tie else comparison.peer
+        ink = "white" if abs(colours[down][across]) > 0.6 * end else "black"
+        axes.text(across, down, f"{digits(comparison.median)}\n{below}", ha="center", va="center", size=8, color=ink)
+    axes.imshow(colours, cmap="RdBu", vmin=-end, vmax=end, aspect="auto")
     axes.set_xticks(range(len(widths)), [f"{width}" for width in widths])
     axes.set_yticks(range(len(batch_sizes)), [f"{batch_size:,}" for batch_size in batch_sizes])
     axes.set_xlabel("width")
     axes.set_ylabel("batch size")
 
 
-def draw_speeds(axes: Any, table: Table, dtype: str, batch_size: int) -> None:
+def draw_speeds(axes: Any, entries: list[Entry], dtype: str, batch_size: int) -> None:
     """Draw a line for each library."""
-    cases = [case for case in GRID if (case.dtype, case.batch_size) == (dtype, batch_size) and case.name in table]
+    figures = {entry["case"]: entry["figures"] for entry in entries}
+    cases = [case for case in GRID if (case.dtype, case.batch_size) == (dtype, batch_size) and case.name in figures]
     for library, colour in COLOURS.items():
-        points = [(case.sizes[1], table[case.name][library]) for case in cases if library in table[case.name]]
+        points = [(case.sizes[1], figures[case.name][library]) for case in cases if library in figures[case.name]]
         if points:
             width = 2.5 if library == "fastbp" else 1.2
             axes.plot(*zip(*points, strict=True), "o-", ms=4, lw=width, color=colour, label=library)
@@ -249,8 +328,12 @@ def save(figure: Any, path: Path) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `main`."""
-    parser.add_argument("file", type=Path, help="what --benchmark-json wrote")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="directory of table.md and the picture")
+    parser.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE.json", help="what --benchmark-json wrote, one a machine"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS, help="directory of table.md and the first run's picture"
+    )
     parser.add_argument("--readme", type=Path, help=f"file whose lines between {BEGIN} and {END} are replaced")
 
 
@@ -264,15 +347,19 @@ def insert(text: str, table: str) -> str:
 
 def main(arguments: argparse.Namespace) -> int:
     """Print the tables, and write them and the picture into the directory."""
-    run = json.loads(arguments.file.read_text(encoding="utf-8"))
-    table = short_table(run)
-    everything = tables_of(run)
-    text = "\n".join([table, "", "All figures:", "", *figures_table(everything), ""])
+    runs = [json.loads(file.read_text(encoding="utf-8")) for file in arguments.files]
+    short = [short_table(run) for run in runs]
+    full = [
+        "\n".join([table, "", "All figures:", "", *all_tables(entries_of(run))])
+        for run, table in zip(runs, short, strict=True)
+    ]
+    text = of_each_machine(full, runs)
     sys.stdout.write(text)
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "table.md").write_text(text, encoding="utf-8")
-    if measured_dtypes(everything.get(TRAINING, {})):
-        save(picture(run), arguments.output / "picture.svg")
+    if measured_dtypes(entries_of(runs[0])):
+        save(picture(runs[0]), arguments.output / "picture.svg")
     if arguments.readme:
+        table = of_each_machine(short, runs)
         arguments.readme.write_text(insert(arguments.readme.read_text(encoding="utf-8"), table), encoding="utf-8")
     return 0

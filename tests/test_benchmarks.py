@@ -1,5 +1,6 @@
 """The benchmarks measure the same arithmetic in every library, and the report shows what was measured."""
 
+import argparse
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import report
+from benchmarks import cases, report, turns
 from benchmarks.cases import (
     CASES,
     DEFAULT,
@@ -138,7 +139,94 @@ def test_calibration_finds_the_epochs_of_a_call(monkeypatch: pytest.MonkeyPatch)
     assert actual == expected
 
 
-# --- collection -----------------------------------------------------------------------------------------------------
+# --- measuring in turns ---------------------------------------------------------------------------------------------
+
+
+class Machine:
+    """A machine whose clock moves as the libraries run, each of which takes its own time for one epoch."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.now = 0.0
+        self.pace = 1.0  # how many times as long everything takes
+        self.turns: list[str] = []
+        self.runs = {library: self.run(library, each) for library, each in seconds.items()}
+
+    def run(self, library: str, seconds: float) -> Callable[[int], None]:
+        def run(epochs: int) -> None:
+            self.now += epochs * seconds * self.pace
+            if epochs > 1 and self.turns[-1:] != [library]:
+                self.turns.append(library)
+
+        return run
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[Machine], turns.Measured]:
+    def measure(machine: Machine) -> turns.Measured:
+        monkeypatch.setattr("time.perf_counter", lambda: machine.now)
+        return turns.in_turns(machine.runs)
+
+    return measure
+
+
+def test_peers_near_the_best_are_measured_in_turns_and_the_others_once(
+    measured: Callable[[Machine], turns.Measured],
+) -> None:
+    machine = Machine({"fastbp": 1e-3, "numpy": 1e-2, "torch": 2.8e-3, "jax": 2e-3})
+    actual = measured(machine)
+
+    assert actual.speeds == pytest.approx({"fastbp": 1000, "numpy": 100, "torch": 1000 / 2.8, "jax": 500})
+    assert actual.ratios.keys() == {"torch", "jax"}
+    assert actual.ratios["jax"] == pytest.approx([2.0] * turns.ROUNDS)
+    there_and_back = ["fastbp", "torch", "jax", "torch"]  # who goes last goes first in the next round
+    assert machine.turns[-2 * turns.ROUNDS - 1 :] == (there_and_back * turns.ROUNDS)[: 2 * turns.ROUNDS + 1]
+
+
+def test_drift_moves_speeds_but_hardly_a_ratio(measured: Callable[[Machine], turns.Measured]) -> None:
+    machine = Machine({"fastbp": 1e-3, "jax": 2e-3})
+    run = machine.runs["fastbp"]
+
+    def slower_and_slower(epochs: int) -> None:
+        machine.pace *= 1.05
+        run(epochs)
+
+    machine.runs["fastbp"] = slower_and_slower
+    actual = measured(machine)
+
+    assert machine.pace > 2
+    assert actual.ratios["jax"] == pytest.approx([2.0] * turns.ROUNDS, rel=0.11)
+
+
+def test_interruption_of_one_call_does_not_count(measured: Callable[[Machine], turns.Measured]) -> None:
+    machine = Machine({"fastbp": 1e-3, "jax": 2e-3})
+    run, calls = machine.runs["jax"], iter(range(1000))
+
+    def interrupted(epochs: int) -> None:
+        run(epochs)
+        machine.now += 0.1 * (next(calls) % turns.CALLS)
+
+    machine.runs["jax"] = interrupted
+    actual = measured(machine)
+
+    assert actual.ratios["jax"] == pytest.approx([2.0] * turns.ROUNDS)
+
+
+def test_library_without_peers_is_measured(measured: Callable[[Machine], turns.Measured]) -> None:
+    actual = measured(Machine({"fastbp": 1e-3}))
+
+    assert actual.speeds == pytest.approx({"fastbp": 1000})
+    assert actual.ratios == {}
+
+
+# --- pytest --benchmark-only ----------------------------------------------------------------------------------------
+
+
+def pytest_process(*arguments: str) -> list[str]:
+    """The lines that pytest prints."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert not done.stderr
+    return done.stdout.splitlines()
 
 
 def test_collecting_benchmarks_imports_no_library_that_is_measured() -> None:
@@ -154,28 +242,75 @@ print(sorted({"jax", "matplotlib", "numba", "sklearn", "torch"} & sys.modules.ke
     assert actual.splitlines()[-1] == expected
 
 
+def test_benchmarks_alone_are_collected_a_test_a_case() -> None:
+    lines = pytest_process("--benchmark-only", "--collect-only", "-q")
+    collected = [line for line in lines if "::" in line]
+    expected = [f"benchmarks/bench_training.py::test_training[{name}]" for name in DEFAULT]
+    actual = [line for line in collected if "test_training" in line]
+
+    assert actual == expected
+    assert all(line.startswith("benchmarks/bench_") for line in collected)
+    assert lines[-1].startswith(f"{len(collected)} tests collected")  # of no more: nothing was deselected
+
+
+def test_case_is_selected_by_its_name() -> None:
+    lines = pytest_process("--benchmark-only", "--collect-only", "-q", "-k", "32x512")
+    expected = [f"benchmarks/bench_training.py::test_training[train 32x512 {dtype}]" for dtype in cases.DTYPES]
+    actual = [line for line in lines if "::" in line]
+
+    assert actual == expected
+
+
+def test_tests_named_beside_benchmark_only_are_deselected() -> None:
+    lines = pytest_process(
+        "--benchmark-only", "tests/test_progress.py", "benchmarks/bench_inference.py", "--collect-only"
+    )
+    actual = [line.strip() for line in lines if line.strip().startswith("<Function")]
+
+    assert actual == [f"<Function test_inference[{name}]>" for name in PREDICTIONS]
+
+
+def test_run_ends_in_its_table() -> None:
+    lines = pytest_process("--benchmark-only", "-k", "test_import")
+    (progress,) = [line for line in lines if "::test_import" in line]
+    *_, title, head, row, end = lines
+
+    assert re.search(r"::test_import \d\.\d+ seconds +\[100%\]$", progress)
+    assert " start, seconds " in title
+    assert head.split() == ["case", "fastbp"]
+    assert re.fullmatch(r"import +\d\.\d+", row)
+    assert "1 passed" in end
+
+
 # --- the report -----------------------------------------------------------------------------------------------------
 
 
-def entry(case: str, library: str, **figures: float) -> dict[str, Any]:
+def entry(section: str, case: str, figures: dict[str, float], **more: Any) -> dict[str, Any]:
     """A benchmark as the JSON has it."""
-    return {"extra_info": {"case": case, "library": library, **figures}}
+    return {"extra_info": {"section": section, "case": case, "figures": figures, "ratios": {}} | more}
 
 
-def training(case: str, library: str, speed: float) -> dict[str, Any]:
-    return entry(case, library, epochs_per_second=speed, gflops=speed / 10, share_of_peak=speed / 1000)
+def training(case: str, figures: dict[str, float], **ratios: list[float]) -> dict[str, Any]:
+    return entry("training", case, {"numpy": 5.0, "torch": 5.0, "jax": 5.0} | figures, ratios=ratios, peak_gflops=100.0)
+
+
+WON, LOST, TIED, UNCOUNTED = (case.name for case in GRID[:4])
+FIGURES = {"fastbp": 8000.0, "numpy": 10.0, "scikit-learn": 20.0, "torch": 2000.0, "jax": 2100.0}
 
 
 @pytest.fixture
 def run() -> dict[str, Any]:
-    """A run in which fastbp wins one cell of the grid and loses another."""
-    won, lost = GRID[0].name, GRID[1].name
+    """A run in which fastbp wins a cell of the grid, loses one, ties in one, and has one without JAX."""
     return {
         "benchmarks": [
-            *(training(won, *row) for row in [("fastbp", 800.0), ("numpy", 10.0), ("jax", 200.0)]),
-            *(training(lost, *row) for row in [("fastbp", 50.0), ("numpy", 20.0), ("torch", 100.0)]),
-            entry("predict 1 row", "fastbp", calls_per_second=90_000.0),
-            entry("import", "fastbp", seconds=0.0213),
+            training(WON, FIGURES, jax=[4.0, 3.0, 5.0], torch=[4.5, 0.9, 4.5]),
+            training(LOST, {"fastbp": 50.0}, torch=[0.5, 0.4, 0.6]),
+            training(TIED, {"fastbp": 6.0}, jax=[1.2, 0.9, 1.3]),
+            entry("training", UNCOUNTED, {"fastbp": 90.0, "numpy": 1.0}, ratios={"numpy": [90.0]}, peak_gflops=100.0),
+            training("XOR notebook", {"fastbp": 6e6, "notebook": 3e4}, jax=[1.5, 1.4, 1.6]),
+            entry("estimators", "digits float64", {"fastbp": 9.0, "scikit-learn": 3.0}, ratios={"scikit-learn": [3.0]}),
+            entry("predict", "predict 1 row", {"fastbp": 90_000.0}),
+            entry("start", "import", {"fastbp": 0.0213}),
         ],
         "machine_info": {
             "cpu": {"brand_raw": "Some CPU", "count": 2},
@@ -187,23 +322,64 @@ def run() -> dict[str, Any]:
     }
 
 
-def write_report(run: dict[str, Any], directory: Path, *arguments: str) -> None:
-    """Run the subcommand on the JSON of a run."""
-    (directory / "run.json").write_text(json.dumps(run), encoding="utf-8")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLCONFIGDIR": str(directory)}
-    command = [sys.executable, "-m", "benchmarks", "report", "run.json", "--output", "results", *arguments]
-    subprocess.run(command, cwd=directory, env=environment, check=True, capture_output=True)
+def write_report(runs: list[dict[str, Any]], directory: Path, *arguments: str) -> None:
+    """Run the subcommand on the JSON of runs."""
+    files = [directory / f"run{number}.json" for number in range(len(runs))]
+    for file, run in zip(files, runs, strict=True):
+        file.write_text(json.dumps(run), encoding="utf-8")
+    parser = argparse.ArgumentParser()
+    report.add_arguments(parser)
+    assert report.main(parser.parse_args([*map(str, files), "--output", str(directory / "results"), *arguments])) == 0
 
 
-def test_summary_counts_wins_and_names_the_extremes(run: dict[str, Any]) -> None:
-    expected = ["1 of 2 ", "0.500 times", "4.00 times"]
-    actual = report.summary(report.tables_of(run)[report.TRAINING])
+def test_best_peer_is_the_one_that_fastbp_is_least_ahead_of(run: dict[str, Any]) -> None:
+    actual = report.comparison_of(report.entries_of(run)[0])
 
-    assert all(text in actual for text in expected)
+    assert actual == report.Comparison("jax", 4.0, 3.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "tie", "expected"),
+    [
+        ([1.2, 1.1, 1.3], False, "1.20 (1.10..1.30) jax"),
+        ([1.2, 0.9, 1.3], True, "tie, 1.20 (0.900..1.30) jax"),
+        ([0.8, 0.5, 1.0], True, "tie, 0.800 (0.500..1.00) jax"),
+        ([0.8, 0.5, 0.9], False, "0.800 (0.500..0.900) jax"),
+    ],
+)
+def test_range_that_holds_1_is_a_tie(ratios: list[float], tie: bool, expected: str) -> None:
+    actual = report.comparison_of({"ratios": {"jax": ratios}})
+
+    assert actual is not None
+    assert (actual.tie, str(actual)) == (tie, expected)
+
+
+def test_headline_counts_the_cases_in_which_all_competed(run: dict[str, Any]) -> None:
+    expected = [
+        "fastbp is faster than the best of the other libraries in 2 of 4 training cases, slower in 1 and tied in 1.",
+        f"The median ratio of its epochs per second to theirs is 0.500 in the least favourable case ({LOST}) and 4.00 "
+        f"in the most favourable ({WON}).",
+        "NumPy, PyTorch and JAX competed in all of these, scikit-learn in 1.",
+        "XOR trains 200 times as fast as by the notebook's own loop in NumPy.",
+        "Not counted, because scikit-learn alone competed, and on one thread: `fastbp.sklearn` fits classifiers 3.00 "
+        "to 3.00 times as fast as scikit-learn, in 1 cases.",
+    ]
+    actual = report.headline(report.entries_of(run))
+
+    assert actual == expected
+
+
+def test_headline_counts_nothing_when_a_library_was_absent(run: dict[str, Any]) -> None:
+    (actual,) = report.headline(report.entries_of(run)[3:4])
+
+    assert actual.startswith("No training case is counted")
 
 
 def test_table_shows_cells_that_fastbp_loses_like_the_others(run: dict[str, Any]) -> None:
-    expected = "| 1 | 4.00 (jax) | 0.500 (torch) |"
+    expected = (
+        "| 1 | 4.00 (3.00..5.00) jax | 0.500 (0.400..0.600) torch | tie, 1.20 (0.900..1.30) jax | "
+        "90.0 (90.0..90.0) numpy |"
+    )
     actual = report.short_table(run)
 
     assert expected in actual.splitlines()
@@ -211,20 +387,26 @@ def test_table_shows_cells_that_fastbp_loses_like_the_others(run: dict[str, Any]
 
 def test_table_ends_with_machine_versions_and_date(run: dict[str, Any]) -> None:
     expected = (
-        "Some CPU, 2 cores, one core's peak 100 GFLOP/s in float32; Linux, Python 3.11.0; fastbp 0.1.0, numpy 2.4.6; "
-        "2026-01-31."
+        "Some CPU, 2 cores, one core's peak 100 GFLOP/s in float32, one core's peak 100 GFLOP/s in float64; Linux, "
+        "Python 3.11.0; fastbp 0.1.0, numpy 2.4.6; 2026-01-31."
     )
     actual = report.short_table(run).splitlines()[-1]
 
     assert actual == expected
 
 
-def test_terminal_shows_ratios_to_numpy_and_to_the_best_peer(run: dict[str, Any]) -> None:
-    expected = ["fastbp", "800", "80.0", "4.00"]
-    title, lines = report.text_tables([entry["extra_info"] for entry in run["benchmarks"]])[-1]
-    actual = lines[1].removeprefix(GRID[0].name).split()
+def test_terminal_shows_a_row_a_case_and_a_column_a_library(run: dict[str, Any]) -> None:
+    entries = report.entries_of(run)
+    share = 8000 * CASES[WON].flops_per_epoch / 1e11
+    expected = [*WON.split(), "8,000", "10.0", "20.0", "2,000", "2,100", "4.00", "(3.00..5.00)", "jax", f"{share:.0%}"]
+    titles, tables = zip(*report.text_tables(entries), strict=True)
+    actual = next(line for line in tables[-1] if line.startswith(WON)).split()
 
-    assert (title, actual) == ("epochs/s", expected)
+    assert titles == (
+        "start, seconds", "predict, calls/s", "classifiers, `fit` on one thread, epochs/s", "training, epochs/s"
+    )  # fmt: skip
+    assert actual == expected
+    assert len(set(map(len, tables[-1][-5:]))) == 1  # columns end below each other
 
 
 def test_report_replaces_the_lines_between_the_marks(run: dict[str, Any], tmp_path: Path) -> None:
@@ -232,10 +414,23 @@ def test_report_replaces_the_lines_between_the_marks(run: dict[str, Any], tmp_pa
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n", encoding="utf-8")
     expected = f"before\n{report.BEGIN}\n{report.short_table(run)}\n{report.END}\nafter\n"
-    write_report(run, tmp_path, "--readme", "README.md")
+    write_report([run], tmp_path, "--readme", str(readme))
     actual = readme.read_text(encoding="utf-8")
 
     assert actual == expected
+
+
+def test_report_shows_each_machine_under_its_name(run: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    other = json.loads(json.dumps(run).replace("Some CPU", "Another CPU"))
+    write_report([run, other], tmp_path)
+    text = (tmp_path / "results" / "table.md").read_text(encoding="utf-8")
+    heads = [
+        f"### {name}, 2 cores\n\n{report.headline(report.entries_of(run))[0]}" for name in ("Some CPU", "Another CPU")
+    ]
+    _, some, another = re.split("|".join(map(re.escape, heads)), text)
+
+    assert some.strip() == another.strip().replace("Another CPU", "Some CPU")
 
 
 def test_readme_without_marks_is_an_error() -> None:
@@ -248,7 +443,7 @@ def test_same_run_writes_the_same_files(run: dict[str, Any], tmp_path: Path) -> 
     written = []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        write_report(run, tmp_path / name)
+        write_report([run], tmp_path / name)
         written.append({path.name: path.read_bytes() for path in (tmp_path / name / "results").iterdir()})
 
     assert written[0] == written[1]

@@ -280,11 +280,9 @@ def test_ratios_come_from_the_json_of_a_run(tmp_path):
         return {"extra_info": info}
 
     benchmarks = [
-        entry(case="a", library="numpy", epochs_per_second=2.0),
-        entry(case="a", library="jax", epochs_per_second=9.0),
-        entry(case="a", library="fastbp", epochs_per_second=5.0),
-        entry(case="b", library="fastbp", epochs_per_second=5.0),
-        entry(case="import", library="numpy", seconds=5.0),
+        entry(section="training", case="a", figures={"numpy": 2.0, "jax": 9.0, "fastbp": 5.0}),
+        entry(section="training", case="b", figures={"fastbp": 5.0}),
+        entry(section="start", case="import", figures={"numpy": 5.0, "fastbp": 5.0}),
         entry(),
     ]
     (tmp_path / "run.json").write_text(json.dumps({"benchmarks": benchmarks}))
