@@ -56,6 +56,7 @@ from fastbp.simd import (
     add_lane_sums,
     add_outer,
     at,
+    bundle,
     erf,
     exp,
     expm1,
@@ -104,6 +105,7 @@ from fastbp.workspace import (
     WEIGHT,
     Memory,
     Plan,
+    words_of,
 )
 
 FINISHED, DIVERGED, STOPPED = range(3)
@@ -1062,30 +1064,6 @@ def weight_of(x, F, S, panels):
 
 
 @kernel
-def bare_plan(plan):
-    """The plan with pointers in place of arrays."""
-    return Plan(
-        at(plan.sizes, 0), at(plan.kinds, 0), plan.layers, plan.hidden_units, plan.parameters, plan.loss,
-        plan.huber_delta, plan.biases, plan.optimizer, at(plan.settings, 0), plan.l2, plan.clip_norm,
-        at(plan.dropout, 0), at(plan.apart, 0), plan.schedule, at(plan.schedule_settings, 0), plan.batch_size,
-        plan.mean, plan.weighted, plan.shuffled, plan.seed, plan.rows, plan.validation_rows, at(plan.spread, 0),
-        plan.watched, plan.patience, plan.min_delta, plan.keep_best, plan.width, plan.block, plan.tiny,
-    )  # fmt: skip
-
-
-@kernel
-def bare_memory(memory):
-    """The memory with pointers in place of arrays."""
-    return Memory(
-        at(memory.params, 0), at(memory.gradient, 0), at(memory.first, 0), at(memory.second, 0), at(memory.best, 0),
-        at(memory.none, 0), at(memory.counting, 0), at(memory.order, 0), at(memory.scalars, 0), at(memory.data, 0),
-        at(memory.activations, 0), at(memory.kept, 0), at(memory.deltas, 0), at(memory.scratch, 0),
-        at(memory.position, 0), at(memory.totals, 0), at(memory.space, 0), at(memory.loss, 0), at(memory.error, 0),
-        at(memory.validation_loss, 0), at(memory.validation_error, 0), at(memory.validation_misfit, 0),
-    )  # fmt: skip
-
-
-@kernel
 def set_rate(plan, memory, epoch):
     """Learning rate of an epoch;  writes scalars."""
     factor = rate_factor(plan.schedule, plan.schedule_settings, epoch, memory.totals[FACTOR], memory.space)
@@ -1170,16 +1148,23 @@ def run_blocks(plan, memory, data, validation, blocks):
 
 
 @entry
+def run_words(precision, plan, memory, data, validation, blocks):
+    """`run` with the words of plan and memory, and any number of the working precision."""
+    before = flush_subnormals()
+    status = run_blocks(
+        bundle(Plan, precision, plan), bundle(Memory, precision, memory), at(data, 0), at(validation, 0), blocks
+    )
+    put_back(before)
+    return status
+
+
 def run(plan, memory, data, validation, blocks):
     """Train for this many blocks, from memory.position on, in each epoch first the batches, then the validation.
 
     data: the rows (n, F), or where they are not shuffled all panels laid out, batch after batch; validation: all panels
     laid out. Returns FINISHED, or at the end of an epoch DIVERGED, before validation, or STOPPED as `judge` says.
     """
-    before = flush_subnormals()
-    status = run_blocks(bare_plan(plan), bare_memory(memory), at(data, 0), at(validation, 0), blocks)
-    put_back(before)
-    return status
+    return run_words(memory.scalars.dtype.type(), words_of(plan), words_of(memory), data, validation, blocks)
 
 
 @kernel
@@ -1206,16 +1191,21 @@ def predict_blocks(plan, params, data, order, none, x, a, predictions):
 
 
 @entry
+def predict_words(plan, params, data, order, none, gathered, activations, predictions):
+    """`predict` with the words of the plan."""
+    before = flush_subnormals()
+    predict_blocks(
+        bundle(Plan, params[0], plan), at(params, 0), at(data, 0), at(order, 0), at(none, 0), at(gathered, 0),
+        at(activations, 0), at(predictions, 0),
+    )  # fmt: skip
+    put_back(before)
+
+
 def predict(plan, params, data, order, none, gathered, activations, predictions):
     """Predictions for all rows, a block at a time.
 
     params (P,), data (n, I), order (n,), none (widest layer, at least V) zeros;  writes gathered (block, I, S),
     activations as `forward` and predictions (n, O). All arrays are flat.
     """
-    before = flush_subnormals()
-    predict_blocks(
-        bare_plan(plan), at(params, 0), at(data, 0), at(order, 0), at(none, 0), at(gathered, 0), at(activations, 0),
-        at(predictions, 0),
-    )  # fmt: skip
-    put_back(before)
+    predict_words(words_of(plan), params, data, order, none, gathered, activations, predictions)
     return FINISHED

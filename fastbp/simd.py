@@ -17,15 +17,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import llvmlite.binding
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.datamodel.models import PrimitiveModel
+from numba.core.imputils import lower_getattr_generic
 from numba.core.registry import cpu_target
+from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.extending import intrinsic, lower_builtin, register_model, type_callable
+from numba.np.numpy_support import from_dtype
 
 VECTOR_BITS = 512
 INT32, INT64, BYTES = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
@@ -543,6 +547,65 @@ def put_back(typingctx, word):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.none(types.uint64), generate
+
+
+# --- bundles --------------------------------------------------------------------------------------------------------
+
+
+class Bundle(types.Type):
+    """Address of the fields of a NamedTuple, one after the other, each of 8 bytes: numbers, and addresses of arrays."""
+
+    def __init__(self, kind: type, precision: types.Type) -> None:
+        named = {int: types.int64, float: types.float64, bool: types.boolean}
+        self.fields = {}
+        for name, hint in get_type_hints(kind).items():
+            if hint in named:
+                self.fields[name] = named[hint]
+            else:
+                (element,) = get_args(get_args(hint)[1])  # of NDArray[element]
+                self.fields[name] = types.CPointer(precision if element is Any else from_dtype(np.dtype(element)))
+        super().__init__(f"Bundle({kind.__name__}, {precision})")
+
+
+@register_model(Bundle)
+class BundleModel(PrimitiveModel):
+    """A bundle is an address."""
+
+    def __init__(self, manager: Any, bundle: Bundle) -> None:
+        super().__init__(manager, bundle, INT64.as_pointer())
+
+
+@infer_getattr
+class BundleAttributes(AttributeTemplate):
+    """The types of the fields."""
+
+    key = Bundle
+
+    def generic_resolve(self, bundle: Bundle, field: str) -> types.Type | None:
+        """Return the type of the field of this name, None if there is none."""
+        return bundle.fields.get(field)
+
+
+@lower_getattr_generic(Bundle)  # type: ignore[untyped-decorator]
+def _field(context: Any, builder: Any, bundle: Bundle, words: Any, field: str) -> Any:
+    word = builder.load(builder.gep(words, [INT64(list(bundle.fields).index(field))]))
+    word.set_metadata("invariant.load", builder.module.add_metadata([]))  # nothing writes to the words of a bundle
+    kind = bundle.fields[field]
+    if isinstance(kind, types.CPointer):
+        return builder.inttoptr(word, context.get_value_type(kind))
+    if kind == types.boolean:
+        return builder.icmp_unsigned("!=", word, INT64(0))
+    return word if kind == types.int64 else builder.bitcast(word, ir.DoubleType())
+
+
+@intrinsic
+def bundle(typingctx, kind, precision, words):  # type: ignore[no-untyped-def]
+    """The fields of this kind of NamedTuple at these words, arrays as pointers to numbers of this precision."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return context.make_array(words)(context, builder, arguments[2]).data
+
+    return Bundle(kind.instance_class, precision)(kind, precision, words), generate
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------

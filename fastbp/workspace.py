@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from typing import Any, NamedTuple
+import struct
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +107,18 @@ class Memory(NamedTuple):
     def state(self) -> tuple[Array, ...]:
         """All that a later epoch depends on."""
         return self.params, self.gradient, self.first, self.second, self.best, self.position, self.totals
+
+
+# How `struct` calls their fields.
+_LAYOUTS = {
+    kind: "".join("d" if hint is float else "q" for hint in get_type_hints(kind).values()) for kind in (Plan, Memory)
+}
+
+
+def words_of(bundle: Plan | Memory) -> NDArray[np.int64]:
+    """The fields as kernels read them, 8 bytes each: numbers, and addresses of arrays, which must outlive the words."""
+    values = [x.__array_interface__["data"][0] if isinstance(x, np.ndarray) else x for x in bundle]
+    return np.frombuffer(bytearray(struct.pack(_LAYOUTS[type(bundle)], *values)), np.int64)
 
 
 def aligned(size: int, dtype: Any) -> Array:

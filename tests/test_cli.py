@@ -123,7 +123,7 @@ for dtype in ("float32", "float64"):
 
 from fastbp import kernels
 
-for entry in (kernels.run, kernels.predict):
+for entry in (kernels.run_words, kernels.predict_words):
     print(sum(entry.stats.cache_hits.values()), sum(entry.stats.cache_misses.values()))
 """
     expected = (0, "2 0\n2 0\n", "")

@@ -69,9 +69,9 @@ ONLY_COMPILED = {
     "power": "NumPy's own",
     "cosine": "NumPy's own",
     "set_rate": "a line of the twin of `run`",
-    "bare_plan": LAYOUT,
-    "bare_memory": LAYOUT,
+    "run_words": LAYOUT,
     "run_blocks": LAYOUT,
+    "predict_words": LAYOUT,
     "predict_blocks": LAYOUT,
 }
 

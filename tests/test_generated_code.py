@@ -23,6 +23,7 @@ import pytest
 import fastbp
 
 DTYPES = "float32", "float64"
+ENTRIES = "run_words", "predict_words"
 CONFIGURATIONS = {  # rows, settings; 5 inputs
     "one vector": (6, {"hidden": 3, "activation": "sigmoid", "optimizer": "sgd", "learning_rate": 0.1}),
     "one vector, Adam, shuffled": (20, {"hidden": (4, 3), "activation": "tanh", "batch_size": 5}),
@@ -100,7 +101,7 @@ def assembly():
     """Assembly of the entries, which are compiled and not run: this CPU may be another."""
     from fastbp import kernels
 
-    entries = {"run": kernels.run, "predict": kernels.predict}
+    entries = {name: getattr(kernels, name) for name in ENTRIES}
 
     def compile_only(entry):
         return lambda *arguments: entry.compile(tuple(map(entry.typeof_pyval, arguments))) and kernels.FINISHED
@@ -135,7 +136,7 @@ def versions():
         X, y = data(10)
         X = layout(X)
         fastbp.train(X, layout(y), hidden=3, epochs=1).network.predict(X)
-    entries = {"run": kernels.run, "predict": kernels.predict}
+    entries = {name: getattr(kernels, name) for name in ENTRIES}
     compiled = {name for name, value in vars(kernels).items() if getattr(value, "signatures", None)} - entries.keys()
     return {
         name: {
@@ -159,7 +160,7 @@ def allocations():
     """Blocks of each call of the kernel, and what it allocated and freed, for each configuration and precision."""
     from fastbp import kernels
 
-    run, calls = kernels.run, {}
+    run, calls = kernels.run_words, {}
 
     def counting(*arguments):
         before = allocated()
@@ -168,12 +169,12 @@ def allocations():
         calls[name, dtype].append((int(arguments[-1]), after[0] - before[0], after[1] - before[1]))
         return status
 
-    kernels.run = counting
+    kernels.run_words = counting
     for name in CONFIGURATIONS:
         for dtype in DTYPES:
             calls[name, dtype] = []
             trained(name, dtype, 300)
-    kernels.run = run
+    kernels.run_words = run
     return {", ".join(key): value for key, value in calls.items()}
 
 
@@ -279,7 +280,7 @@ def test_configurations_differ_in_their_bits():
     assert len(set(hashes)) == len(CONFIGURATIONS) * len(DTYPES)
 
 
-@pytest.mark.parametrize("entry", ["run", "predict"])
+@pytest.mark.parametrize("entry", ENTRIES)
 def test_one_version_of_each_precision_serves_everything(entry):
     expected = len(DTYPES)
     actual = native()["versions"][entry]["versions"]
@@ -289,7 +290,7 @@ def test_one_version_of_each_precision_serves_everything(entry):
 
 def test_second_process_compiles_nothing():
     loaded = {"versions": 2, "loaded": 2, "compiled": 0}
-    expected = {"run": loaded, "predict": loaded, "kernels compiled": []}
+    expected = dict.fromkeys(ENTRIES, loaded) | {"kernels compiled": []}
     actual = warm()["versions"]
 
     assert actual == expected
@@ -330,7 +331,7 @@ ALLOWED = {
     "NRT_decref",
 }  # zeros, copies, and the arguments counted as used
 processors = pytest.mark.parametrize("processor", REGISTERS)
-entries = pytest.mark.parametrize("entry", ["run", "predict"])
+entries = pytest.mark.parametrize("entry", ENTRIES)
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 
 
@@ -347,7 +348,7 @@ def code_of_kernels(processor, entry, dtype):
 
 def pieces(loop, processor, dtype):
     """The code of a loop of `run`, cut at its labels."""
-    kernels = code_of_kernels(processor, "run", dtype)
+    kernels = code_of_kernels(processor, "run_words", dtype)
     for pattern in LOOPS[loop]:
         if found := [code for name, code in kernels if re.match(pattern, name)]:
             return [piece for code in found for piece in re.split(r"^\.?L\w+:", code, flags=re.MULTILINE)]

@@ -27,7 +27,7 @@ from fastbp.choices import (
 )
 from fastbp.jit import entry
 from fastbp.network import Network
-from fastbp.simd import at, lanes_of, load, store
+from fastbp.simd import at, bundle, lanes_of, load, store
 from fastbp.workspace import (
     ERROR,
     LOSS,
@@ -45,6 +45,7 @@ from fastbp.workspace import (
     make_plan,
     panels_of,
     rows_of,
+    words_of,
 )
 
 DTYPES = [np.float64, np.float32]
@@ -114,7 +115,8 @@ def call(function, *arguments, writes):
     """Call with fenced copies, check the guard words, and that only the arrays in `writes` changed; copy those back."""
     fences = []
     copies = [copied(argument, fences) for argument in arguments]
-    result = function(*copies)
+    compiled = hasattr(function, "py_func")
+    result = function(*(words_of(c) if compiled and isinstance(c, Plan | Memory) else c for c in copies))
     for words, marker in fences:
         assert (words[:GUARD] == marker).all(), "written before an array"
         assert (words[-GUARD:] == marker).all(), "written behind an array"
@@ -254,12 +256,12 @@ def shrink(root, x):
 
 @entry
 def penalty(plan, w, g):
-    return kernels.penalty(kernels.bare_plan(plan), at(w, 0), at(g, 0))
+    return kernels.penalty(bundle(Plan, w[0], plan), at(w, 0), at(g, 0))
 
 
 @entry
 def decay(plan, w, numbers):
-    kernels.decay(kernels.bare_plan(plan), at(w, 0), numbers[0])
+    kernels.decay(bundle(Plan, w[0], plan), at(w, 0), numbers[0])
 
 
 @entry
@@ -279,7 +281,7 @@ def cosine(x):
 
 @entry
 def judge(plan, memory, epoch):
-    return kernels.judge(kernels.bare_plan(plan), kernels.bare_memory(memory), epoch)
+    return kernels.judge(bundle(Plan, 0.0, plan), bundle(Memory, 0.0, memory), epoch)
 
 
 @entry
