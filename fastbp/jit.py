@@ -40,29 +40,6 @@ njit: Any = numba.njit  # its types know nothing of the two options of kernels
 
 DISABLED = bool(config.DISABLE_JIT)  # NUMBA_DISABLE_JIT=1: functions stay Python's, which tiles cannot be
 
-# No fastmath of any kind and no parallel: both would change bits.
-OPTIONS = {
-    "error_model": "numpy",  # x / 0 is inf or nan, as in the reference; Python's model tests every divisor and raises
-    "nogil": True,  # other Python threads go on, and several networks train side by side
-}
-# Only compiled code calls a kernel. Without the wrappers that Python and C would call, twelve kernels compile in 1.7 s
-# instead of 2.2 s.
-KERNEL_OPTIONS = OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-
-# The settings of Numba that change machine code; its own cache has only the CPU in its key, and the CPU's features.
-SETTINGS = (
-    "OPT",
-    "BOUNDSCHECK",
-    "LOOP_VECTORIZE",
-    "SLP_VECTORIZE",
-    "LLVM_REFPRUNE_PASS",
-    "LLVM_REFPRUNE_FLAGS",
-    "DEBUGINFO_DEFAULT",
-    "DEBUG_NRT",
-    "ENABLE_PROFILING",
-    "EXTEND_VARIABLE_LIFETIMES",
-)
-
 
 class LinkedLibrary(JITCodeLibrary):
     """The code of a kernel, which is only linked into the entries that call it, and optimised there.
@@ -90,6 +67,35 @@ def _without_code(library: Any, description: Any, environment: Any) -> Any:
     return _dynfunc.make_function(description.lookup_module(), description.qualname, "", 0, environment, (library,))
 
 
+# No fastmath of any kind and no parallel: both would change bits.
+OPTIONS = {
+    "error_model": "numpy",  # x / 0 is inf or nan, as in the reference; Python's model tests every divisor and raises
+    "nogil": True,  # other Python threads go on, and several networks train side by side
+}
+# Only compiled code calls a kernel. Without the wrappers that Python and C would call, twelve kernels compile in 1.7 s
+# instead of 2.2 s.
+KERNEL_OPTIONS = OPTIONS | {
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+    "pipeline_class": KernelCompiler,
+    "forceinline": False,  # which a kernel would else inherit from a caller that is compiled into its own
+}
+
+# The settings of Numba that change machine code; its own cache has only the CPU in its key, and the CPU's features.
+SETTINGS = (
+    "OPT",
+    "BOUNDSCHECK",
+    "LOOP_VECTORIZE",
+    "SLP_VECTORIZE",
+    "LLVM_REFPRUNE_PASS",
+    "LLVM_REFPRUNE_FLAGS",
+    "DEBUGINFO_DEFAULT",
+    "DEBUG_NRT",
+    "ENABLE_PROFILING",
+    "EXTEND_VARIABLE_LIFETIMES",
+)
+
+
 def kernel(function: Function) -> Function:
     """Compile a function that only compiled code calls, on its first use.
 
@@ -106,17 +112,17 @@ def kernel(function: Function) -> Function:
     >>> quarter(1.0)
     0.25
     """
-    return cast(Function, njit(**KERNEL_OPTIONS, pipeline_class=KernelCompiler)(function))
+    return cast(Function, njit(**KERNEL_OPTIONS)(function))
 
 
 def inlined(function: Function) -> Function:
     """Compile a kernel into its callers, for one whose call would cost a tenth of its work."""
-    return cast(Function, njit(**KERNEL_OPTIONS, forceinline=True, pipeline_class=KernelCompiler)(function))
+    return cast(Function, njit(**KERNEL_OPTIONS | {"forceinline": True})(function))
 
 
 def merged(function: Function) -> Function:
     """Compile a kernel into its one caller, merged before types are inferred: faster to compile if it is long."""
-    return cast(Function, njit(**KERNEL_OPTIONS, inline="always", pipeline_class=KernelCompiler)(function))
+    return cast(Function, njit(**KERNEL_OPTIONS, inline="always")(function))
 
 
 def entry(function: Function) -> Function:
