@@ -69,6 +69,8 @@ ONLY_COMPILED = {
     "power": "NumPy's own",
     "cosine": "NumPy's own",
     "set_rate": "a line of the twin of `run`",
+    "end_training": "lines of the twin of `run`",
+    "end_validation": "lines of the twin of `run`",
     "run_words": LAYOUT,
     "run_blocks": LAYOUT,
     "predict_words": LAYOUT,
