@@ -563,7 +563,7 @@ REFUSED = [
     ("count", 2j, ParameterTypeError, BATCH + "2j"),
     ("count", [32], ParameterTypeError, BATCH + "list of length 1"),
     ("count", np.array(32), ParameterTypeError, BATCH + "ndarray of shape ()"),
-    ("count", np.timedelta64(3), ParameterTypeError, BATCH + "np.timedelta64(3)"),
+    ("count", np.timedelta64(3, "s"), ParameterTypeError, BATCH + "np.timedelta64(3,'s')"),
     ("count", Undescribable(), ParameterTypeError, BATCH + "Undescribable"),
     ("count", range(2**70), ParameterTypeError, BATCH + "range"),
     ("count", "x" * 10**6, ParameterTypeError, BATCH + "'xxx"),
@@ -585,7 +585,7 @@ REFUSED = [
     ("number above 0", np.array(0.1), ParameterTypeError, RATE + "ndarray of shape ()"),
     ("number above 0", [0.1], ParameterTypeError, RATE + "list of length 1"),
     ("number above 0", decimal.Decimal(1), ParameterTypeError, RATE + "Decimal"),
-    ("number above 0", np.timedelta64(3), ParameterTypeError, RATE + "np.timedelta64(3)"),
+    ("number above 0", np.timedelta64(3, "s"), ParameterTypeError, RATE + "np.timedelta64(3,'s')"),
     ("number in [0, 1)", -1e-9, ParameterError, "'l2' must be a finite number >= 0 and < 1, got -1e-09"),
     ("number in [0, 1)", 1, ParameterError, "'l2' must be a finite number >= 0 and < 1, got 1"),
     ("number in [0, 1)", math.nan, ParameterError, "'l2' must be a finite number >= 0 and < 1, got nan"),
@@ -626,7 +626,7 @@ REFUSED = [
     ("hidden", np.array([2.0]), ParameterTypeError, WIDTHS + "ndarray"),
     ("hidden", np.array([[2]]), ParameterTypeError, WIDTHS + "ndarray"),
     ("hidden", np.array(2), ParameterTypeError, WIDTHS + "ndarray"),
-    ("hidden", np.timedelta64(2), ParameterTypeError, "'hidden' must be an integer >= 1, got"),
+    ("hidden", np.timedelta64(2, "s"), ParameterTypeError, "'hidden' must be an integer >= 1, got"),
     ("hidden", (0,), ParameterError, "'hidden[0]' must be an integer >= 1, got 0"),
     ("hidden", (4, -3), ParameterError, "'hidden[1]' must be an integer >= 1, got -3"),
     ("hidden", np.array([4, 0]), ParameterError, "'hidden[1]' must be an integer >= 1, got 0"),
@@ -1071,7 +1071,7 @@ def test_field_is_refused_beyond_the_ends_of_its_interval(kind, field):
 
 
 @pytest.mark.parametrize(("kind", "field"), FIELDS, ids=lambda value: getattr(value, "__name__", value))
-@pytest.mark.parametrize("value", ["1", [1], 1j, np.array(1), np.timedelta64(1), False, 0.25], ids=repr)
+@pytest.mark.parametrize("value", ["1", [1], 1j, np.array(1), np.timedelta64(1, "s"), False, 0.25], ids=repr)
 def test_field_of_another_type_is_refused(kind, field, value):
     interval = INTERVALS[kind][field]
     good = {bool: interval == "flag", float: interval[0] in "[("}.get(type(value), False)
