@@ -1,4 +1,4 @@
-"""What all tests share: a fresh cache of compiled code and a seeded generator."""
+"""What all tests share: a fresh cache of compiled code, a seeded generator, and no hurry."""
 
 import atexit
 import os
@@ -7,11 +7,24 @@ import tempfile
 
 import numpy as np
 import pytest
+from helpers import machine
+from hypothesis import HealthCheck, settings
 
 # Numba reads the variable when it is imported, so it is set here, before any test module is; processes started by
 # tests inherit it. A fresh directory, because no test may pass or fail on code compiled from an older source.
 os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="fastbp-tests-")
 atexit.register(shutil.rmtree, os.environ["NUMBA_CACHE_DIR"], ignore_errors=True)
+
+# The same examples in every run, and no verdict of a clock on any of them.
+settings.register_profile(
+    "fastbp", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("fastbp")
+
+
+def pytest_report_header() -> str:
+    """Name the machine, which timed tests judge together with the code."""
+    return f"machine: {machine()}"
 
 
 @pytest.fixture

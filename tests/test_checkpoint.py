@@ -1202,7 +1202,7 @@ assert fastbp.Network.load("file").params.tobytes() == small.params.tobytes()
 def run_python(code, directory):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}  # fork() wants no threads
     process = subprocess.run(
-        [sys.executable, "-c", code], cwd=directory, env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], cwd=directory, env=environment, capture_output=True, text=True, timeout=600
     )
 
     assert process.returncode == 0, process.stderr

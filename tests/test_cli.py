@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import assert_once_at_most
 from numpy.testing import assert_allclose
 
 import fastbp
@@ -57,7 +58,7 @@ def environment(**variables):
 def python(*arguments, **variables):
     """Run Python in a new process, where a warning is an error too."""
     command = [sys.executable, "-W", "error", *arguments]
-    return subprocess.run(command, env=environment(**variables), capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment(**variables), capture_output=True, text=True, timeout=600)
 
 
 def run(*arguments, **variables):
@@ -165,9 +166,10 @@ def test_no_command_means_xor(table, cache):
     assert actual == expected
 
 
-def test_kernels_are_much_faster_than_the_reference(table, cache):
-    """A floor, not a benchmark; the machine may have been busy once."""
-    assert float(row(table["numba"], "ratio")) > 50 or float(row(run(NUMBA_CACHE_DIR=cache), "ratio")) > 50
+@pytest.mark.timed
+def test_kernels_are_much_faster_than_the_reference(cache, warmup):
+    """A floor, not a benchmark."""
+    assert_once_at_most(1 / 50, lambda: 1 / float(row(run(NUMBA_CACHE_DIR=cache), "ratio")))
 
 
 def test_times_are_printed_apart(table):
@@ -256,7 +258,7 @@ def start(*arguments):
 def test_interrupted_program_ends_with_one_line():
     with start("--epochs", "10000000") as process:
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=600)
 
     assert (process.returncode, errors) == (130, "python -m fastbp: interrupted\n")
 

@@ -334,7 +334,7 @@ def test_selftest_notices_when_it_cannot_plant(kernels, monkeypatch, tmp_path):
         selftest.plant(tmp_path / "copy", selftest.SLOWER_2)
 
 
-@pytest.mark.slow
+@pytest.mark.timed
 def test_gate_passes_the_tree_and_catches_a_slower_kernel():
     kept = {name: value for name, value in os.environ.items() if name != "GITHUB_STEP_SUMMARY"}
     command = [sys.executable, "-m", "benchmarks", "selftest", "--quick"]

@@ -214,7 +214,7 @@ def work(*names, **environment):
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "FASTBP_"))}
     kept |= {"NUMBA_CACHE_DIR": os.environ["NUMBA_CACHE_DIR"], "PYTHONPATH": str(Path(fastbp.__file__).parents[1])}
     command = [sys.executable, "-W", "error", __file__, *names]
-    done = subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, (done.returncode, done.stderr)
     return json.loads(done.stdout)
 

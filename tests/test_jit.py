@@ -55,7 +55,7 @@ def python(package, cache, code, **environment):
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "FASTBP_"))}
     kept |= {"PYTHONPATH": str(package.parent), "NUMBA_CACHE_DIR": str(cache)}
     command = [sys.executable, "-W", "error", "-c", code]
-    done = subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, (done.returncode, done.stderr)  # -6 is SIGABRT
     return done.stdout
 

@@ -1262,7 +1262,7 @@ def test_pieces_of_a_run_give_the_bits_of_the_whole(sizes, batch_size, shuffled,
     expected = make_memory(plan, network.params.copy(), 3)
     expected_status = run(kernels, plan, expected, data, validation)
 
-    @settings(max_examples=10, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=10)
     @given(st.sets(st.integers(0, blocks)))
     def check(cuts):
         actual, actual_status = make_memory(plan, network.params.copy(), 3), kernels.FINISHED

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from helpers import assert_once_at_most, ratio_of_seconds
 from scipy.optimize import minimize
 from scipy.special import erf
 from scipy.stats import kstest, norm, uniform
@@ -321,17 +322,23 @@ def test_threads_share_a_network(rng):
     assert actual == expected
 
 
-def test_prediction_of_one_row_is_fast():
+@pytest.mark.timed
+def test_prediction_of_one_row_costs_little_more_than_in_numpy():
+    """Measured: 3.6 times as much."""
     network, X = Network((4, 16, 1), seed=0), np.ones((1, 4))
-    network.predict(X)
-    best = np.inf
-    for _ in range(20):
-        began = time.perf_counter()
-        for _ in range(50):
-            network.predict(X)
-        best = min(best, (time.perf_counter() - began) / 50)
+    (first, last), (first_bias, last_bias) = network.weights, network.biases
 
-    assert best < 200e-6
+    def seconds(predict):
+        began = time.perf_counter()
+        for _ in range(1000):
+            predict(X)
+        return time.perf_counter() - began
+
+    def formula(X):
+        return np.maximum(X @ first + first_bias, 0) @ last + last_bias
+
+    network.predict(X)
+    assert_once_at_most(10, lambda: ratio_of_seconds(lambda: seconds(network.predict), lambda: seconds(formula)))
 
 
 # --- loss and gradient --------------------------------------------------------------------------------------------

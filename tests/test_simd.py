@@ -640,7 +640,7 @@ def test_code_generator_is_asked_what_it_can_do(processor, expected):
     }  # fmt: skip
     code = "from fastbp import simd; print(simd.REGISTER_BITS, simd.FUSED)"
     command = [sys.executable, "-W", "error", "-c", code]
-    actual = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True).stdout
+    actual = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=True).stdout
 
     assert actual.strip() == expected
 

@@ -861,7 +861,7 @@ def test_threads_share_the_rows(monkeypatch):
     barrier = threading.Barrier(2)  # passed only by two at once
 
     def predict(self, rows):
-        barrier.wait(timeout=30)
+        barrier.wait(timeout=600)
         return np.zeros((len(rows), 1))
 
     monkeypatch.setattr(regressor, "network_", types.SimpleNamespace(params=regressor.network_.params))

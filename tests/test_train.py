@@ -1,6 +1,7 @@
 """`train` does what its docstring says: the notebook, the same bits however it is run, Ctrl-C, bad arguments."""
 
 import inspect
+import itertools
 import json
 import os
 import pickle
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from helpers import assert_once_at_most, ratio_of_seconds
 from scipy.special import huber, xlogy
 from sklearn.linear_model import Ridge
 from sklearn.metrics import accuracy_score, r2_score
@@ -97,7 +99,7 @@ def bits(result):
 def python(code, **environment):
     """Run code in a new process, where a warning is an error too, and return the JSON it prints."""
     command = [sys.executable, "-W", "error", "-c", code]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=600)
 
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -505,13 +507,16 @@ def test_last_batch_may_be_short(reduction, backend):
 
 
 def test_result_says_what_was_done():
+    began = time.perf_counter()
     result = train(XOR_X, XOR_Y, hidden=2, epochs=7, seed=5)
+    elapsed = time.perf_counter() - began
 
     assert result.seed == 5
     assert (result.loss.shape, result.loss.dtype) == ((7,), np.float64)
     assert (result.error.shape, result.error.dtype) == ((7,), np.float64)
-    assert 0 < result.seconds < 10
-    assert 0 <= result.compile_seconds < 30
+    assert result.seconds > 0
+    assert result.compile_seconds >= 0
+    assert result.seconds + result.compile_seconds <= elapsed
     assert result.network.sizes == (2, 2, 1)
 
 
@@ -604,10 +609,10 @@ def test_no_epochs_return_the_initial_network(backend):
 # --- Ctrl-C -------------------------------------------------------------------------------------------------------
 
 # Interrupts each run a moment after its weights first move, as Ctrl-C does: the handler runs in the main thread when
-# that is back in Python. The median of five, because the machine may be busy, and because a signal that happens to come
-# at the end of too long a chunk is answered at once.
+# that is back in Python. The latency is the median of those of all interrupts, because a signal that happens to come at
+# the end of too long a chunk is answered at once.
 INTERRUPTED = """
-import json, signal, threading, time
+import json, signal, sys, threading, time
 import numpy as np
 import fastbp
 
@@ -618,9 +623,9 @@ long = rng.normal(size=(60_000, 32)), rng.normal(size=60_000)
 runs = {
     "many tiny epochs": (tiny, (2, 2, 1), dict(epochs=20_000_000, batch_size=None)),
     "many shuffled epochs": (tiny, (2, 2, 1), dict(epochs=20_000_000, batch_size=2)),
-    "one long epoch": (long, (32, 512, 512, 1), dict(epochs=1)),
-    "one long epoch in order": (long, (32, 512, 512, 1), dict(epochs=1, shuffle=False)),
-    "one long validation": ((long[0][:4], long[1][:4]), (32, 512, 512, 1), dict(epochs=1, validation=long)),
+    "one long epoch": (long, (32, 512, 512, 1), dict(epochs=100)),
+    "one long epoch in order": (long, (32, 512, 512, 1), dict(epochs=100, shuffle=False)),
+    "one long validation": ((long[0][:4], long[1][:4]), (32, 512, 512, 1), dict(epochs=100, validation=long)),
 }
 
 def small():
@@ -634,9 +639,9 @@ def interrupt(network, before, sent):
     signal.raise_signal(signal.SIGINT)
 
 report = {"small": small()}
-for name, (data, sizes, settings) in runs.items():
-    latencies, wrong = [], []
-    for _ in range(5):
+for name in NAMES:
+    (data, sizes, settings), latencies, wrong = runs[name], [], []
+    for _ in range(INTERRUPTS):
         network = fastbp.Network(sizes, seed=0)
         before, sent = network.params.copy(), []
         thread = threading.Thread(target=interrupt, args=(network, before, sent))
@@ -656,20 +661,34 @@ for name, (data, sizes, settings) in runs.items():
     report[name] = {"latency": sorted([*latencies, 9])[len(latencies) // 2], "wrong": wrong}
 print(json.dumps(report))
 """
+INTERRUPTIBLE = [
+    "many tiny epochs",
+    "many shuffled epochs",
+    "one long epoch",
+    "one long epoch in order",
+    "one long validation",
+]
+
+
+def interrupt(names, interrupts):
+    """Interrupt each of these runs so many times, in a process of its own."""
+    return python(f"NAMES, INTERRUPTS = {names}, {interrupts}\n{INTERRUPTED}")
 
 
 @pytest.fixture(scope="module")
 def interrupted():
-    return python(INTERRUPTED)
+    return interrupt(INTERRUPTIBLE, 2)
 
 
-@pytest.mark.parametrize(
-    "run",
-    ["many tiny epochs", "many shuffled epochs", "one long epoch", "one long epoch in order", "one long validation"],
-)
-def test_ctrl_c_arrives_within_50_ms_and_keeps_the_weights(run, interrupted):
+@pytest.mark.parametrize("run", INTERRUPTIBLE)
+def test_ctrl_c_arrives_and_keeps_the_weights(run, interrupted):
     assert interrupted[run]["wrong"] == []
-    assert interrupted[run]["latency"] < 0.05
+
+
+@pytest.mark.timed
+@pytest.mark.parametrize("run", INTERRUPTIBLE)
+def test_ctrl_c_arrives_within_50_ms(run):
+    assert_once_at_most(0.05, lambda: interrupt([run], 5)[run]["latency"])
 
 
 def test_process_trains_on_after_ctrl_c(interrupted):
@@ -1458,32 +1477,52 @@ def test_result_says_why_training_ended(end, backend):
     assert 1 <= len(result.loss) < 10_000
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that each look puts forward by as much as a chunk should take, so that chunks stay as short as can be."""
+    looks = itertools.count()
+    monkeypatch.setattr(MODULE.time, "perf_counter", lambda: next(looks) * MODULE.CHUNK_SECONDS)
+    return looks
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_time_limit_ends_after_a_whole_epoch(backend):
+def test_time_limit_ends_after_a_whole_epoch(backend, clock):
     X, y = task("squared_error")
     settings = {"batch_size": 5, "seed": 0, "backend": backend}
-    result = train(X, y, **settings, epochs=3_000_000, time_limit=0.05)
+    epoch = (2 * 8 + 1) * MODULE.CHUNK_SECONDS  # before and after each of 8 batches, and at the end
+    result = train(X, y, **settings, epochs=1000, time_limit=2.5 * epoch)
 
-    expected = train(X, y, **settings, epochs=len(result.loss))
+    expected = train(X, y, **settings, epochs=3)
     actual = result
 
     assert actual.stopped == "time"
-    assert 0.05 <= actual.seconds < 1
+    assert 2.5 * epoch <= actual.seconds < 3.5 * epoch
     assert bits(actual) == bits(expected)
 
 
-def test_time_limit_does_not_count_the_compiling(monkeypatch):
-    slow = MODULE.engine
+@pytest.mark.timed
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_time_limit_is_kept_to_within_two_chunks(backend):
+    settings = {"batch_size": 5, "seed": 0, "backend": backend, "epochs": 3_000_000}
+    train(*task("squared_error"), **settings | {"epochs": 1})
+    assert_once_at_most(
+        0.05 + 2 * MODULE.CHUNK_SECONDS, lambda: train(*task("squared_error"), **settings, time_limit=0.05).seconds
+    )
+
+
+def test_time_limit_does_not_count_the_compiling(clock, monkeypatch):
+    quick = MODULE.engine
 
     def engine(backend):
-        time.sleep(0.3)
-        return slow(backend)
+        for _ in range(1000):
+            next(clock)
+        return quick(backend)
 
     monkeypatch.setattr(MODULE, "engine", engine)
-    result = train(*task("squared_error"), epochs=20, time_limit=0.25)
+    result = train(*task("squared_error"), epochs=20, time_limit=900 * MODULE.CHUNK_SECONDS)
 
     assert result.stopped == "epochs"
-    assert result.compile_seconds > 0.3
+    assert result.compile_seconds > 1000 * MODULE.CHUNK_SECONDS
 
 
 def test_time_limit_after_the_last_epoch_is_none():
@@ -1613,7 +1652,7 @@ import fastbp
 fastbp.train([[0.0], [1.0]], [1.0, 0.0], epochs=3)
 print(json.dumps(None))
 """
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=600)
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "null\n", "")
 
@@ -2187,6 +2226,7 @@ SATURATED = [
 ]
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(("case", "optimizer"), SATURATED, ids=lambda value: getattr(value, "__name__", str(value)))
 def test_saturated_run_is_hardly_slower(case, optimizer, rng):
     """Numbers too small to be normal cost some processors a hundred times as much."""
@@ -2195,11 +2235,4 @@ def test_saturated_run_is_hardly_slower(case, optimizer, rng):
     def seconds(saturated):
         return train(X, y, **case(saturated), optimizer=optimizer, batch_size=None).seconds
 
-    ratio = np.inf
-    for _ in range(3):  # the machine may have been busy
-        healthy, saturated = np.min([(seconds(False), seconds(True)) for _ in range(6)], axis=0)
-        ratio = min(ratio, saturated / healthy)
-        if ratio < 1.2:
-            break
-
-    assert ratio < 1.2
+    assert_once_at_most(1.2, lambda: ratio_of_seconds(lambda: seconds(True), lambda: seconds(False)))
