@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+import re
 import secrets
 import stat
 import sys
@@ -35,6 +36,7 @@ _VERSION = 1
 _DTYPES = {"<f4": np.float32, "<f8": np.float64, "<i8": np.int64, "|u1": np.uint8}
 _MOST_HEADER = 1000  # bytes to the end of the header of a .npy, which NumPy parses with ast: ours have 128
 _MOST_METADATA = 2**20  # bytes of JSON, whose objects take twenty times that
+_MOST_LEVELS = 10  # of lists and objects inside each other: ours have five
 _ZIP_FIELDS = 76  # bytes that a zip spends on a member beside its content and twice its name, and 22 at its end
 _ZIP_END = 22
 _ZIP64 = 2**30  # bytes from which a zip may need further fields
@@ -170,9 +172,9 @@ def _metadata(array: Array) -> dict[str, Any]:
     """Return the metadata inside its JSON envelope, after format and version are known to be ours."""
     if array.dtype != np.uint8 or array.ndim != 1 or array.size > _MOST_METADATA:
         raise ValueError(f"'metadata' must be 1-D, uint8 and at most {_MOST_METADATA} bytes")
-    envelope = json.loads(
-        array.tobytes().decode(), object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite
-    )
+    text = array.tobytes().decode()
+    _check_levels(text)
+    envelope = json.loads(text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
     if not isinstance(envelope, dict) or envelope.get("format") != _FORMAT:
         raise ValueError("its metadata is not that of fastbp")
     version = checks.count("version", envelope.get("version"))
@@ -182,6 +184,18 @@ def _metadata(array: Array) -> dict[str, Any]:
     if envelope.keys() != {"format", "version", "fastbp", "metadata"} or not isinstance(metadata, dict):
         raise ValueError("its metadata has missing or unknown parts")
     return metadata
+
+
+def _check_levels(text: str) -> None:
+    """Refuse JSON that is nested deeply: since Python 3.14 its parser goes on until the stack of the thread is full."""
+    level, inside = 0, False
+    for mark in re.finditer(r'\\.|["\[\]{}]', text, re.DOTALL):
+        if mark[0] == '"':
+            inside = not inside
+        elif not inside:
+            level += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark[0], 0)
+            if level > _MOST_LEVELS:
+                raise ValueError(f"its metadata has more than {_MOST_LEVELS} lists and objects inside each other")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -495,8 +495,10 @@ BAD = {
     "not UTF-8": (with_envelope(b'{"format": "\xff"}'), "utf-8"),
     "UTF-16": (with_envelope(json.dumps(ENVELOPE).encode("utf-16")), "utf-8"),
     "byte order mark": (with_envelope(json.dumps(ENVELOPE).encode("utf-8-sig")), "BOM"),
-    "deep lists": (with_envelope(b"[" * DEEP), "recursion|overflow"),
-    "deep objects": (with_envelope(b'{"a":' * DEEP), "recursion|overflow"),
+    "deep lists": (with_envelope(b"[" * DEEP), "more than 10 lists and objects inside each other"),
+    "deep objects": (with_envelope(b'{"a":' * DEEP), "more than 10 lists and objects inside each other"),
+    "deep behind a string": (with_envelope(rb'{"a\"]]]]]]\\":' + b"[" * 10), "more than 10 lists and objects"),
+    "ten levels": (with_envelope(b"[" * 10 + b"]" * 10 + b'"[["'), "Extra data"),
     "integer of 6000 digits": (with_envelope(b'{"format":' + b"9" * 6000 + b"}"), "digits|limit"),
     "a list": (with_envelope([ENVELOPE]), "not that of fastbp"),
     "a number": (with_envelope(1), "not that of fastbp"),
@@ -576,7 +578,6 @@ def test_bad_file_is_refused(tmp_path, name):
 
     assert str(caught.value).startswith(f"{str(tmp_path / 'file.npz')!r} is not a file that fastbp can load: ")
     assert len(str(caught.value)) < 400 + len(str(tmp_path))
-    # Deep JSON takes a dict a level, up to the limit of recursion.
     assert peak < 5 * len(data) + 2**20
 
 
