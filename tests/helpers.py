@@ -1,7 +1,9 @@
 """What several test files share."""
 
+import itertools
 import os
 import platform
+import random
 import statistics
 from pathlib import Path
 
@@ -14,6 +16,19 @@ def machine():
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def pairwise(seed, *axes):
+    """Rows of choices, one from each axis, in which each two choices from two axes meet at least once."""
+    draw = random.Random(seed)
+    columns = list(itertools.combinations(range(len(axes)), 2))
+    missing = {(i, j, a, b) for i, j in columns for a in range(len(axes[i])) for b in range(len(axes[j]))}
+    while missing:
+        rows = [[draw.randrange(len(axis)) for axis in axes] for _ in range(10)]
+        met = [{(i, j, row[i], row[j]) for i, j in columns} & missing for row in rows]
+        best = max(range(len(rows)), key=lambda k: len(met[k]))
+        missing -= met[best]
+        yield [axis[k] for axis, k in zip(axes, rows[best], strict=True)]
 
 
 # --- clocks: only tests marked `timed` may depend on one ------------------------------------------------------------

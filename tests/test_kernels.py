@@ -2,10 +2,10 @@
 
 import dataclasses
 import itertools
-import random
 
 import numpy as np
 import pytest
+from helpers import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -836,20 +836,23 @@ def test_rate_factor_equals_its_twin(schedule):
         assert actual == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
 
-@pytest.mark.parametrize("keep_best", [True, False])
-@pytest.mark.parametrize("watched", [TRAINING_LOSS, VALIDATION_LOSS, VALIDATION_MISFIT])
-@pytest.mark.parametrize(
-    "schedule",
+JUDGED = pairwise(
+    0,
+    [(-1, 0.0), (0, 0.0), (1, 1.0), (3, 0.5)],
     [
         None,
         ReduceOnPlateau(0.5, patience=0, min_delta=1.0),
         ReduceOnPlateau(0.5, patience=2, min_delta=0.0, minimum=0.3),
         ReduceOnPlateau(0.1, patience=1, minimum=0.05, stop=True),
     ],
-    ids=label,
+    [TRAINING_LOSS, VALIDATION_LOSS, VALIDATION_MISFIT],
+    [True, False],
 )
-@pytest.mark.parametrize(("patience", "min_delta"), [(-1, 0.0), (0, 0.0), (1, 1.0), (3, 0.5)])
-def test_judge_equals_its_twin(patience, min_delta, schedule, watched, keep_best, rng):
+
+
+@pytest.mark.parametrize(("patient", "schedule", "watched", "keep_best"), list(JUDGED), ids=label)
+def test_judge_equals_its_twin(patient, schedule, watched, keep_best, rng):
+    patience, min_delta = patient
     network = Network((2, 1))
     plan = make_plan(
         network, 4, 4, SGD(), schedule=schedule, validation_rows=4, spread=(1.0,), watched=watched,
@@ -986,19 +989,6 @@ def assert_same_run(actual, expected, dtype, units=1):
             scale = max(scale, np.abs(expected.params).max())
         tolerance = units * RUN_TOLERANCE[dtype] * scale
         np.testing.assert_allclose(actual_part, expected_part, rtol=0, atol=tolerance, err_msg=name)
-
-
-def pairwise(seed, *axes):
-    """Rows of choices, one from each axis, in which each two choices from two axes meet at least once."""
-    draw = random.Random(seed)
-    columns = list(itertools.combinations(range(len(axes)), 2))
-    missing = {(i, j, a, b) for i, j in columns for a in range(len(axes[i])) for b in range(len(axes[j]))}
-    while missing:
-        rows = [[draw.randrange(len(axis)) for axis in axes] for _ in range(10)]
-        met = [{(i, j, row[i], row[j]) for i, j in columns} & missing for row in rows]
-        best = max(range(len(rows)), key=lambda k: len(met[k]))
-        missing -= met[best]
-        yield [axis[k] for axis, k in zip(axes, rows[best], strict=True)]
 
 
 AXES = {
