@@ -1250,7 +1250,7 @@ def test_message_never_shows_data(check, value):
 
 
 @pytest.mark.parametrize("check", SETTINGS)
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(value=anything)
 def test_any_setting_passes_or_fails_by_a_typed_error(check, value):
     actual = outcome(check, value)
@@ -1260,7 +1260,7 @@ def test_any_setting_passes_or_fails_by_a_typed_error(check, value):
 
 
 @pytest.mark.parametrize("check", DATA)
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(value=fitting_arrays | arrays | anything)
 def test_any_data_passes_or_fails_by_a_typed_error(check, value):
     actual = outcome(check, value)
@@ -1272,7 +1272,7 @@ def test_any_data_passes_or_fails_by_a_typed_error(check, value):
         assert_ready(actual, FLOAT32 if check in IN_FLOAT32 else FLOAT64, 1 if check.startswith("row_weights") else 2)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(bytes_needed=st.integers(-(2**100), 2**100))
 def test_memory_passes_or_fails_by_a_typed_error(bytes_needed):
     present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
