@@ -5,6 +5,9 @@ import os
 import shutil
 import tempfile
 
+# Before NumPy is imported. Matrices are small here, and where a core is busy threads of BLAS wait for each other.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
 from helpers import machine
