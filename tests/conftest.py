@@ -30,6 +30,11 @@ def pytest_report_header() -> str:
     return f"machine: {machine()}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests of the command `warmup`: what it compiles is loaded by all others."""
+    items.sort(key=lambda item: item.path.name != "test_cli.py")
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

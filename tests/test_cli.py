@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,7 +90,9 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def warmup(cache):
-    return run("warmup", NUMBA_CACHE_DIR=cache)
+    text = run("warmup", NUMBA_CACHE_DIR=cache)
+    shutil.copytree(cache, os.environ["NUMBA_CACHE_DIR"], dirs_exist_ok=True)  # for the tests of other files
+    return text
 
 
 @pytest.fixture(scope="module")
