@@ -1,6 +1,7 @@
 """Subnormal numbers count as 0 inside the kernels, and nowhere else: not in Python, NumPy or another thread."""
 
 import _thread
+import signal
 import threading
 
 import numba
@@ -65,11 +66,17 @@ def test_error_in_a_callback():
 
 def test_ctrl_c():
     fastbp.train(X, y, hidden=64, epochs=0, seed=0)
-    timer = threading.Timer(0.1, _thread.interrupt_main)
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started this with it ignored
+
+    def interrupted():
+        threading.Timer(0.1, _thread.interrupt_main).start()
         fastbp.train(X, y, hidden=64, epochs=10**7, seed=0)
-    timer.join()
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def test_other_threads():
