@@ -302,8 +302,15 @@ def test_full_disk_costs_one_warning_and_leaves_no_part(package, tmp_path, befor
 
 @posix
 @pytest.mark.parametrize("mode", [0o720, 0o702, 0o1777])
-def test_directory_that_others_can_write_to_is_refused(package, cache, mode):
-    (cache / "fastbp").chmod(mode)
+def test_directory_that_others_can_write_to_is_refused(directory, mode):
+    file_of(files).parent.chmod(mode)
+    with pytest.raises(PermissionError, match="nobody else may write to it"):
+        file_of(files)
+
+
+@posix
+def test_directory_that_is_refused_costs_one_warning(package, cache):
+    (cache / "fastbp").chmod(0o1777)
     actual = call(package, cache)
 
     assert_compiled_with_one_warning(actual, "PermissionError", str(cache / "fastbp"))
