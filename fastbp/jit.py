@@ -31,6 +31,7 @@ from numba import _dynfunc
 from numba.core.caching import FunctionCache
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler, CompileResult
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -290,6 +291,16 @@ def _hash_sources(package: Path) -> str | None:
         return None
     return digest.hexdigest()[:16] if files else None
 
+
+# A fork waits until no other thread compiles, up to ten seconds: the child would inherit the lock of the compiler held
+# by a thread that it does not have, and its first call would wait for ever. So it still does where another thread is
+# importing when it forks, which holds for all modules of Python.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )
 
 # Two installations must not remove each other's files; an editable one may serve several environments.
 _INSTALLATION = sha256(os.fsencode(f"{Path(__file__).parent}\0{sys.prefix}")).hexdigest()[:8]

@@ -2236,3 +2236,59 @@ def test_saturated_run_is_hardly_slower(case, optimizer, rng):
         return train(X, y, **case(saturated), optimizer=optimizer, batch_size=None).seconds
 
     assert_once_at_most(1.2, lambda: ratio_of_seconds(lambda: seconds(True), lambda: seconds(False)))
+
+
+# --- fork ---------------------------------------------------------------------------------------------------------
+
+# Forks while another thread holds the lock of the compiler, and says how the child ended.
+FORKED = """
+import json, os, sys, threading, time, warnings
+import numpy as np
+import fastbp
+import fastbp.kernels  # a fork beside an import hangs, whatever is imported
+from numba.core.compiler_lock import global_compiler_lock as lock
+
+warnings.simplefilter("ignore", DeprecationWarning)  # what Python says to a fork beside other threads
+
+def compiling():
+    {compiling}
+
+def child():
+    {child}
+
+thread = threading.Thread(target=compiling)
+thread.start()
+while lock._lock.acquire(blocking=False):
+    lock._lock.release()
+    time.sleep(0.001)
+process = os.fork()
+if process == 0:
+    os._exit(0 if child() else 1)
+began, status = time.monotonic(), None
+while status is None and time.monotonic() - began < 60:
+    done, code = os.waitpid(process, os.WNOHANG)
+    status = code if done else time.sleep(0.01)
+if status is None:
+    os.kill(process, 9)
+    os.waitpid(process, 0)
+thread.join()
+print(json.dumps(status))
+"""
+FORKS = [
+    pytest.param("with lock: time.sleep(0.5)", "return lock._lock.acquire(timeout=5)", id="lock"),
+    pytest.param(
+        "fastbp.train([[0.0], [1.0]], [0.0, 1.0], epochs=1)",
+        "return fastbp.Network((2, 1), init='zeros').predict([[1.0, 2.0]]).tolist() == [[0.0]]",
+        id="predict",
+        marks=pytest.mark.slow,
+    ),
+]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize(("compiling", "child"), FORKS)
+def test_child_of_a_fork_computes_though_another_thread_was_compiling(compiling, child):
+    expected = 0
+    actual = python(FORKED.format(compiling=compiling, child=child), FASTBP_CACHE="0")
+
+    assert actual == expected
