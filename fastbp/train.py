@@ -17,8 +17,10 @@ from fastbp import checkpoint, checks, choices
 from fastbp.choices import BACKENDS, CLASSIFYING, LOSSES, REDUCTIONS, IRprop, Optimizer, Schedule
 from fastbp.network import Network, engine
 from fastbp.progress import Progress
+from fastbp.reference import rate_factor
 from fastbp.workspace import (
     BATCH_WEIGHT,
+    BEST,
     EPOCH,
     ERROR,
     FACTOR,
@@ -136,7 +138,8 @@ class TrainResult(NamedTuple):
         Raises
         ------
         DataError
-            If a parameter of the network is not finite.
+            If a parameter of the network is not finite, or `state` is not what a training ends with, so that `resume`
+            would refuse the file.
         OSError
             If the file cannot be written; the old one is untouched then.
         ParameterError
@@ -152,14 +155,15 @@ class TrainResult(NamedTuple):
         True
         """
         checks.parameters(self.network.params, self.network.sizes, self.network.bias)
+        state = _own_state(self)
         network, arrays = self.network._to_file()
-        settings = dataclasses.asdict(self.state.settings)
+        settings = dataclasses.asdict(state.settings)
         for name in ("optimizer", "schedule"):
-            settings[name] = {"class": type(getattr(self.state.settings, name)).__name__, **settings[name]}
+            settings[name] = {"class": type(getattr(state.settings, name)).__name__, **settings[name]}
         if isinstance(settings["class_weight"], dict):
             settings["class_weight"] = list(settings["class_weight"].items())  # JSON would make its keys strings
         metadata = {"kind": "training", "network": network, "settings": settings}
-        checkpoint.write(path, metadata, {**arrays, "last": self.state.params, **self.state.arrays})
+        checkpoint.write(path, metadata, {**arrays, "last": state.params, **state.arrays})
 
 
 class EpochState(NamedTuple):
@@ -263,7 +267,8 @@ def train(
     learning_rate : float, optional
         In place of the optimiser's own; above 0.
     schedule : {"constant", "exponential", "inverse_scaling", "cosine", "reduce_on_plateau"} or settings
-        How the learning rate goes on, by a name or by settings such as ``CosineDecay(warmup=5)``.
+        How the learning rate goes on, by a name or by settings such as ``CosineDecay(warmup=5)``. The length of
+        "cosine" is `epochs`; one that shall be resumed is given its own, such as ``CosineDecay(epochs=100)``.
     epochs : int, default 200
         Passes over the data, >= 0.
     batch_size : int or None, default 32
@@ -364,26 +369,23 @@ def train(
     else:
         units = checks.hidden(hidden)
     epochs = checks.count("epochs", epochs, minimum=0)
-    settings = Settings(
+    precision = checks.dtype(dtype, X)
+    settings = _settings(
+        len(units), precision,
         optimizer=checks.optimizer(optimizer, learning_rate),
         schedule=checks.schedule(schedule, epochs),
-        batch_size=None if batch_size is None else checks.count("batch_size", batch_size),
-        shuffle=checks.flag("shuffle", shuffle),
+        batch_size=batch_size, shuffle=shuffle,
         mean=checks.choice("reduction", reduction, REDUCTIONS) == "mean",
-        l2=checks.number("l2", l2, at_least=0),
+        l2=l2,
         dropout=checks.dropout(dropout, len(units)),
         clip_norm=0.0 if clip_norm is None else checks.number("clip_norm", clip_norm, above=0),
-        class_weight=checks.class_weight(class_weight),
+        class_weight=class_weight,
         validation=checks.validation(validation),
-        patience=None if patience is None else checks.count("patience", patience, 0),
-        min_delta=checks.number("min_delta", min_delta, at_least=0),
-        watch=checks.choice("watch", watch, WATCHES),
+        patience=patience, min_delta=min_delta, watch=watch,
         seed=checks.seed(seed),
         backend=backend,
-    )
+    )  # fmt: skip
     attendance = _attendance(callback, callback_every, progress, time_limit)
-    precision = checks.dtype(dtype, X)
-    checks.representable(settings.optimizer, precision)
     X = checks.features(X, precision, None if network is None else network.sizes[0])
     y = checks.targets(y, loss, len(X), None if network is None else network.sizes[-1], precision)
     weights = None if sample_weight is None else checks.row_weights(sample_weight, len(X), precision)
@@ -412,7 +414,8 @@ def resume(
     """Go on with a training where it ended, as if it had not.
 
     Five epochs, saved, and five more in another process give the bits of ten: settings, state of the optimiser, epoch
-    and random numbers are those of the result.
+    and random numbers are those of the result, and so are the weights of its last epoch. But if ``result.network`` was
+    written to since, it goes on from there, with the state of the optimiser as it was.
 
     Parameters
     ----------
@@ -436,10 +439,21 @@ def resume(
     ------
     CheckpointError
         If the file is damaged, from a later version, or not one of `TrainResult.save`.
+    DataError
+        As `train` does, and if ``result.state`` is not what a training ends with.
     OSError
         If the file cannot be read.
-    ParameterError, ParameterTypeError, DataError, ResourceError, DivergenceError
-        As `train` does, and if `validation` is missing, or there was none before.
+    ParameterError
+        As `train` does, if `validation` is missing or there was none before, and if there are `epochs` although the
+        schedule has brought the learning rate to 0, so that no weight would move.
+    ParameterTypeError, ResourceError, DivergenceError
+        As `train` does.
+
+    Notes
+    -----
+    The `epochs` of the first call are the length of "cosine", which is at its end then: ``CosineDecay(epochs=10)`` lets
+    five and five be ten. A training that was out of `patience` has all of it anew; the best epoch remains the best of
+    all.
 
     Examples
     --------
@@ -449,8 +463,12 @@ def resume(
     >>> ten.loss.shape
     (10,)
     """
-    network, state = (result.network.copy(), result.state) if isinstance(result, TrainResult) else _load(result)
-    checks.parameters(network.params, network.sizes, network.bias)
+    if isinstance(result, TrainResult):
+        state = _own_state(result)
+        network = result.network.copy()
+        checks.parameters(network.params, network.sizes, network.bias)
+    else:
+        network, state = _load(result)
     settings, precision = state.settings, network.params.dtype
     epochs = checks.count("epochs", epochs, minimum=0)
     attendance = _attendance(callback, callback_every, progress, time_limit)
@@ -461,9 +479,14 @@ def resume(
     y = checks.targets(y, network.loss, len(X), network.sizes[-1], precision)
     weights = None if sample_weight is None else checks.row_weights(sample_weight, len(X), precision)
     data = _data(settings, network.loss, X, y, weights, validation)
-    if (data.validation is None) != ("validation_loss" not in state.arrays):
+    if (data.validation is not None) != ("validation_loss" in state.arrays):
         raise checks.ParameterError("'validation' must be given if the training had data for it, and only then")
-    network.params = state.params.copy()
+    kept = state.arrays["best"] if state.arrays["totals"][BEST] < np.inf and state.arrays["best"].size else state.params
+    if np.array_equal(network.params, kept):  # as the training left them: the best, or the last
+        network.params[:] = state.params
+    position = state.arrays["position"]
+    if epochs and settings.patience is not None and position[STALE] > settings.patience:
+        position[STALE] = 0
     return _run(network, settings, data, epochs, attendance, state)
 
 
@@ -553,6 +576,14 @@ def _run(
         keep_best=bool(held) and settings.patience is not None,
     )  # fmt: skip
     done = 0 if state is None else int(state.arrays["position"][EPOCH])
+    if state is not None and epochs:
+        with np.errstate(under="ignore"):
+            factor = rate_factor(plan.schedule, plan.schedule_settings, done, float(state.arrays["totals"][FACTOR]))
+        if factor * settings.optimizer.learning_rate < np.finfo(network.params.dtype).tiny:
+            raise checks.ParameterError(
+                f"'epochs' must be 0, got {epochs}: after {done} epochs {settings.schedule} has brought the learning "
+                "rate to 0, and no weight would move"
+            )
     checks.memory(8 * len(HISTORY) * (done + epochs), "the losses of all epochs")
     compile_began = time.perf_counter()
     compute = engine(settings.backend)
@@ -608,7 +639,8 @@ def _result(
 ) -> TrainResult:
     """Copy what is to be kept, and restore the weights of the best epoch."""
     history = _history(plan, memory)
-    arrays = {name: getattr(memory, name).copy() for name in STATE} | history
+    # Copies of their own: what is done to the losses of a result must not show when it is resumed.
+    arrays = {name: array.copy() for name, array in (history | {name: getattr(memory, name) for name in STATE}).items()}
     state = State(settings, memory.params.copy(), arrays)
     best_epoch, score = None, None
     if plan.validation_rows:
@@ -635,62 +667,90 @@ def _load(path: checkpoint.Path) -> tuple[Network, State]:
         if metadata.get("kind") != "training" or metadata.keys() != {"kind", "network", "settings"}:
             raise ValueError("it does not hold a training")
         network = Network._from_file(metadata["network"], {"params": arrays.pop("params")})
-        settings = _settings_from_file(metadata["settings"], len(network.sizes) - 2)
-        P, dtype, last = network.params.size, network.params.dtype, arrays.pop("last")
-        checks.parameters(last, network.sizes, network.bias)
-        validated = "validation_loss" in arrays
-        names = {*STATE, *(HISTORY if validated else HISTORY[:2])}
-        if arrays.keys() != names or last.dtype != dtype:
-            raise ValueError("arrays are missing, or there are others")
-        kept = P if validated and settings.patience is not None else 0
-        done = arrays["position"][EPOCH] if arrays["position"].size else -1
-        shapes = {"first": P, "second": P, "best": kept, "position": 5, "totals": 10}
-        for name, array in arrays.items():
-            if array.shape != (shapes.get(name, done),):
-                raise ValueError(f"{name!r} has shape {array.shape}")
-            expected = np.int64 if name == "position" else dtype if name in ("first", "second", "best") else np.float64
-            if array.dtype != expected or (name in ("first", "second", "best") and not np.isfinite(array).all()):
-                raise ValueError(f"{name!r} has dtype {array.dtype} or values that are not finite")
-        position, totals = arrays["position"], arrays["totals"]
-        if (position < 0).any() or (position > done).any() or position[[ROW, PANEL]].any():
-            raise ValueError("'position' is not the end of an epoch")
-        shares = totals[[POWER1, POWER2, FACTOR]]
-        sums = totals[[LOSS, ERROR, MISFIT, BATCH_WEIGHT, WEIGHT]]
-        if sums.any() or not ((shares >= 0) & (shares <= 1)).all() or np.isnan(totals).any():
-            raise ValueError("'totals' are not those of the end of an epoch")
-        if (arrays["second"] < 0).any():
-            raise ValueError("'second' has values below 0")
-        checks.representable(settings.optimizer, dtype)
-        return network, State(settings, last, arrays)
+        return network, _state(network, _settings_from_file(metadata["settings"]), arrays.pop("last"), arrays)
 
 
-def _settings_from_file(saved: dict[str, Any], hidden_layers: int) -> Settings:
-    """Return the settings that `TrainResult.save` described, or raise nearly anything."""
+def _own_state(result: TrainResult) -> State:
+    """Return a copy of the state of a result, checked like that of a file: its arrays may have been written to."""
+    try:
+        settings, params, arrays = result.state
+        raw = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Settings)}
+        copies = {name: np.array(array) for name, array in arrays.items()}
+        return _state(result.network, raw, np.array(params), copies)
+    except Exception as error:  # it may hold anything
+        raise checks.DataError(f"'result.state' must be as a training left it, but {error}") from error
+
+
+def _state(network: Network, settings: dict[str, Any], last: Array, arrays: dict[str, Array]) -> State:
+    """Return the state of a training at the end of an epoch, or raise nearly anything."""
+    dtype = network.params.dtype
+    checked = _settings(len(network.sizes) - 2, dtype, **settings)
+    checks.parameters(last, network.sizes, network.bias)
+    validated = "validation_loss" in arrays
+    names = {*STATE, *(HISTORY if validated else HISTORY[:2])}
+    if arrays.keys() != names or last.dtype != dtype:
+        raise ValueError("arrays are missing, or there are others")
+    P = last.size
+    kept = P if validated and checked.patience is not None else 0
+    done = arrays["position"][EPOCH] if arrays["position"].size else -1
+    shapes = {"first": P, "second": P, "best": kept, "position": 5, "totals": 10}
+    for name, array in arrays.items():
+        if array.shape != (shapes.get(name, done),):
+            raise ValueError(f"{name!r} has shape {array.shape}")
+        expected = np.int64 if name == "position" else dtype if name in ("first", "second", "best") else np.float64
+        if array.dtype != expected or (name in ("first", "second", "best") and not np.isfinite(array).all()):
+            raise ValueError(f"{name!r} has dtype {array.dtype} or values that are not finite")
+    position, totals = arrays["position"], arrays["totals"]
+    if (position < 0).any() or (position > done).any() or position[[ROW, PANEL]].any():
+        raise ValueError("'position' is not the end of an epoch")
+    shares = totals[[POWER1, POWER2, FACTOR]]
+    sums = totals[[LOSS, ERROR, MISFIT, BATCH_WEIGHT, WEIGHT]]
+    if sums.any() or not ((shares >= 0) & (shares <= 1)).all() or np.isnan(totals).any():
+        raise ValueError("'totals' are not those of the end of an epoch")
+    if (arrays["second"] < 0).any():
+        raise ValueError("'second' has values below 0")
+    return State(checked, last, arrays)
+
+
+def _settings_from_file(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return what `_settings` takes from what `TrainResult.save` described, or raise nearly anything."""
     if saved.keys() != {field.name for field in dataclasses.fields(Settings)}:
         raise ValueError("settings are missing, or there are others")
     classes = {kind.__name__: kind for kind in (*choices.OPTIMIZERS.values(), *choices.SCHEDULES.values())}
-    optimizer, schedule = (
-        classes[saved[name]["class"]](**{key: value for key, value in saved[name].items() if key != "class"})
-        for name in ("optimizer", "schedule")
-    )
-    weight, size, share, patience = (saved[name] for name in ("class_weight", "batch_size", "validation", "patience"))
-    return Settings(
+    read = dict(saved)
+    for name in ("optimizer", "schedule"):
+        fields = {key: value for key, value in saved[name].items() if key != "class"}
+        read[name] = classes[saved[name]["class"]](**fields)
+    if isinstance(saved["class_weight"], list):
+        read["class_weight"] = dict(saved["class_weight"])
+    return read
+
+
+def _settings(
+    hidden_layers: int, precision: Any, *, optimizer: Any, schedule: Any, batch_size: Any, shuffle: Any, mean: Any,
+    l2: Any, dropout: Any, clip_norm: Any, class_weight: Any, validation: Any, patience: Any, min_delta: Any,
+    watch: Any, seed: Any, backend: Any,
+) -> Settings:  # fmt: skip
+    """Return settings with everything checked that kernels rely on."""
+    settings = Settings(
         optimizer=checks.optimizer(optimizer),
         schedule=checks.schedule(schedule, 1),
-        batch_size=None if size is None else checks.count("batch_size", size),
-        shuffle=checks.flag("shuffle", saved["shuffle"]),
-        mean=checks.flag("mean", saved["mean"]),
-        l2=checks.number("l2", saved["l2"], at_least=0),
-        dropout=checks.dropout(saved["dropout"] or 0.0, hidden_layers),
-        clip_norm=checks.number("clip_norm", saved["clip_norm"], at_least=0),
-        class_weight=checks.class_weight(dict(weight) if isinstance(weight, list) else weight),
-        validation=checks.validation(share),
+        batch_size=None if batch_size is None else checks.count("batch_size", batch_size),
+        shuffle=checks.flag("shuffle", shuffle),
+        mean=checks.flag("mean", mean),
+        l2=checks.number("l2", l2, at_least=0),
+        dropout=checks.dropout(dropout or 0.0, hidden_layers),
+        clip_norm=checks.number("clip_norm", clip_norm, at_least=0),
+        class_weight=checks.class_weight(class_weight),
+        validation=checks.validation(validation),
         patience=None if patience is None else checks.count("patience", patience, 0),
-        min_delta=checks.number("min_delta", saved["min_delta"], at_least=0),
-        watch=checks.choice("watch", saved["watch"], WATCHES),
-        seed=checks.count("seed", saved["seed"], 0, 2**32 - 1),
-        backend=checks.choice("backend", saved["backend"], BACKENDS),
+        min_delta=checks.number("min_delta", min_delta, at_least=0),
+        watch=checks.choice("watch", watch, WATCHES),
+        seed=checks.count("seed", seed, 0, 2**32 - 1),
+        backend=checks.choice("backend", backend, BACKENDS),
     )
+    checks.representable(settings.optimizer, precision)
+    return settings
 
 
 def run_in_chunks(

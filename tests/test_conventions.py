@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "reference": {"choices", "workspace"},
     "network": {"choices", "checks", "checkpoint", "workspace", "jit", "kernels", "reference"},
     "progress": set(),
-    "train": {"choices", "checks", "checkpoint", "workspace", "progress", "network"},
+    "train": {"choices", "checks", "checkpoint", "workspace", "progress", "network", "reference"},
     "xor": {"choices", "checks", "reference", "network", "train"},
     "export": {"choices", "checks", "network"},
     "plots": {"checks", "network", "train"},

@@ -1,5 +1,6 @@
 """`train` does what its docstring says: the notebook, the same bits however it is run, Ctrl-C, bad arguments."""
 
+import dataclasses
 import inspect
 import itertools
 import json
@@ -1774,18 +1775,6 @@ def test_stopped_training_goes_on_as_if_it_had_not_been(end):
     assert actual == expected
 
 
-def test_training_out_of_patience_stops_again_unless_it_gets_better():
-    X, y = task("squared_error")
-    settings = NOISY | {"validation": 0.3, "patience": 2}
-    result = train(X, y, **settings, epochs=100)
-    on = resume(result, X, y, epochs=50)
-    figures = train(X, y, **NOISY | {"validation": 0.3}, epochs=len(on.loss)).validation_loss
-
-    assert result.stopped == "patience"
-    assert on.validation_loss.tolist() == figures.tolist()
-    assert len(on.loss) == len(result.loss) + 1 or figures[len(result.loss)] < figures[: len(result.loss)].min()
-
-
 def test_callback_of_a_resumed_training_counts_from_there():
     X, y = task("squared_error")
     states = []
@@ -2236,6 +2225,161 @@ def test_saturated_run_is_hardly_slower(case, optimizer, rng):
         return train(X, y, **case(saturated), optimizer=optimizer, batch_size=None).seconds
 
     assert_once_at_most(1.2, lambda: ratio_of_seconds(lambda: seconds(True), lambda: seconds(False)))
+
+
+# --- going on from what the network holds -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("from_file", [False, True])
+@pytest.mark.parametrize("name", ["plain SGD", "momentum", "patience"])
+def test_resumed_training_goes_on_from_weights_that_were_written(name, from_file, tmp_path):
+    """With the state of the optimiser, so that only plain SGD trains like a new training with these weights."""
+    result = whole(name, "", epochs=5)
+    untouched = resume(result, **data_of(name), epochs=5)
+    result.network.params[:] = np.linspace(-1, 1, result.network.params.size)
+    written = result.network.params.copy()
+    if from_file:
+        result.save(tmp_path / "training")
+    on = resume(tmp_path / "training" if from_file else result, **data_of(name), epochs=0)
+    further = resume(tmp_path / "training" if from_file else result, **data_of(name), epochs=5)
+
+    assert on.state.params.tobytes() == written.tobytes()
+    assert further.state.params.tobytes() != untouched.state.params.tobytes()
+    assert further.state.arrays["first"].tobytes() != untouched.state.arrays["first"].tobytes() or name == "plain SGD"
+    assert result.network.params.tobytes() == written.tobytes()
+
+
+def test_resumed_training_without_memory_is_a_new_one_with_the_weights_that_were_written():
+    X, y = task("squared_error")
+    settings = {"optimizer": "sgd", "learning_rate": 0.05, "batch_size": 10, "shuffle": False}
+    result = train(X, y, hidden=4, **settings, epochs=3, seed=0)
+    result.network.params[:] = np.linspace(-1, 1, result.network.params.size)
+
+    expected = train(X, y, network=result.network.copy(), **settings, epochs=4)
+    actual = resume(result, X, y, epochs=4)
+
+    assert actual.network.params.tobytes() == expected.network.params.tobytes()
+    assert actual.loss[3:].tolist() == expected.loss.tolist()
+
+
+def test_resumed_training_goes_on_from_the_last_weights_though_the_network_has_the_best():
+    result = whole("best is not the last", "", epochs=5)
+
+    expected = result.state.params
+    actual = resume(result, **data_of("best is not the last"), epochs=0).state.params
+
+    assert result.network.params.tobytes() != expected.tobytes()
+    assert actual.tobytes() == expected.tobytes()
+
+
+def test_training_out_of_patience_has_all_of_it_anew():
+    X, y = task("squared_error")
+    settings = NOISY | {"validation": 0.3, "patience": 2, "min_delta": 1e9}
+    result = train(X, y, **settings, epochs=100)
+    on = resume(result, X, y, epochs=50)
+
+    assert (result.stopped, len(result.loss)) == ("patience", 4)
+    assert (on.stopped, len(on.loss)) == ("patience", 7)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", CosineDecay(epochs=3), ExponentialDecay(1e-200)])
+def test_training_whose_rate_is_at_its_end_is_not_resumed_in_silence(schedule):
+    X, y = task("squared_error")
+    result = train(X, y, schedule=schedule, epochs=4, seed=0)
+
+    with pytest.raises(ParameterError, match=r"'epochs' must be 0, got 5: after 4 epochs .* brought the learning rate"):
+        resume(result, X, y, epochs=5)
+    assert outcome(resume(result, X, y, epochs=0)) == outcome(result)
+
+
+def test_length_of_the_cosine_can_be_given_so_that_five_and_five_are_ten():
+    X, y = task("squared_error")
+    settings = {"hidden": 4, "seed": 0, "schedule": CosineDecay(epochs=10)}
+
+    expected = outcome(train(X, y, **settings, epochs=10))
+    actual = outcome(resume(train(X, y, **settings, epochs=5), X, y, epochs=5))
+
+    assert actual == expected
+
+
+# --- what a result holds ------------------------------------------------------------------------------------------
+
+
+def with_array(name, change):
+    """Damage to an array of the state of a result."""
+
+    def damage(state):
+        arrays = {key: array.copy() for key, array in state.arrays.items()}
+        arrays[name] = change(arrays[name])
+        return state._replace(arrays=arrays)
+
+    return damage
+
+
+def with_setting(**changed):
+    """Damage to a setting, past all checks."""
+
+    def damage(state):
+        return state._replace(settings=dataclasses.replace(state.settings, **changed))
+
+    return damage
+
+
+def cell(place, value):
+    def change(array):
+        array[place] = value
+        return array
+
+    return change
+
+
+BAD_STATES = {
+    "row": (with_array("position", cell(2, 10**9)), "'position' is not the end of an epoch"),
+    "epoch": (with_array("position", cell(0, 2**40)), "has shape"),
+    "negative epoch": (with_array("position", cell(0, -3)), "has shape"),
+    "totals": (with_array("totals", cell(0, 0.5)), "'totals' are not those"),
+    "short momenta": (with_array("first", lambda array: array[:-1]), "'first' has shape"),
+    "infinite momenta": (with_array("second", cell(0, np.inf)), "'second' has dtype float64 or values that are not"),
+    "history": (with_array("loss", lambda array: array[:1]), "'loss' has shape"),
+    "no array": (with_array("loss", lambda array: "loss"), "'loss' has shape"),
+    "no arrays": (lambda state: state._replace(arrays=None), "has no attribute"),
+    "another precision": (lambda state: state._replace(params=state.params.astype("float32")), "arrays are missing"),
+    "no weights": (lambda state: state._replace(params=state.params * np.nan), "must be finite"),
+    "batch_size 0": (with_setting(batch_size=0), "'batch_size' must be"),
+    "seed": (with_setting(seed=-1), "'seed' must be"),
+    "dropout": (with_setting(dropout=(0.5, 2.0)), r"'dropout\[1\]' must be"),
+    "optimizer": (with_setting(optimizer=Adam(epsilon=0.0)), "'epsilon' must be"),
+    "no settings": (lambda state: state._replace(settings=None), "has no attribute"),
+    "no state": (lambda state: None, "unpack"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_STATES)
+def test_bad_state_of_a_result_is_neither_resumed_nor_saved(name, tmp_path):
+    damage, reason = BAD_STATES[name]
+    good = whole("momentum", "", epochs=5)
+    bad = good._replace(state=damage(good.state))
+    good.save(tmp_path / "training")
+    before = (tmp_path / "training").read_bytes()
+
+    with pytest.raises(DataError, match=f"'result.state' must be as a training left it, but .*{reason}"):
+        resume(bad, **data_of("momentum"), epochs=1)
+    with pytest.raises(DataError, match=f"'result.state' must be as a training left it, but .*{reason}"):
+        bad.save(tmp_path / "training")
+    assert (tmp_path / "training").read_bytes() == before
+    assert os.listdir(tmp_path) == ["training"]
+
+
+def test_losses_of_a_result_may_be_written_to():
+    """They are what a user plots, not what the training goes on from."""
+    result = whole("patience", "", epochs=5)
+    for losses in (result.loss, result.error, result.validation_loss, result.validation_error, result.validation_score):
+        losses[:] = 0
+
+    expected = outcome(whole("patience", "", epochs=10))
+    actual = outcome(resume(result, **data_of("patience"), epochs=5))
+
+    assert actual == expected
 
 
 # --- fork ---------------------------------------------------------------------------------------------------------
