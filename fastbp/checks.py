@@ -271,14 +271,25 @@ def dropout(value: object, hidden_layers: int) -> tuple[float, ...]:
     return rates if any(rates) else ()
 
 
-def representable(settings: choices.Optimizer, precision: np.dtype[Any]) -> None:
-    """Refuse settings that overflow, or round to 0 or 1, in the precision of the arithmetic."""
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
+def representable(settings: choices.Optimizer | choices.Schedule, precision: np.dtype[Any]) -> None:
+    """Refuse settings whose numbers are not `normal`."""
+    normal(precision, **{field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)})
+
+
+def normal(precision: np.dtype[Any], **numbers: float) -> None:
+    """Refuse numbers that overflow, or round to 0 or 1, in the precision of the arithmetic, or are subnormal there.
+
+    >>> normal(np.dtype(np.float32), l2=1e-40)
+    Traceback (most recent call last):
+    fastbp.checks.ParameterError: 'l2' must be representable in float32, 0 or at least 1.18e-38 in size, got 1e-40
+    """
+    smallest = np.finfo(precision).tiny
+    for name, value in numbers.items():
         with np.errstate(over="ignore", under="ignore"):
             rounded = precision.type(value)
-        if not np.isfinite(rounded) or (value > 0) != (rounded > 0) or (value < 1) != (rounded < 1):
-            raise ParameterError(f"{field.name!r} must be representable in {precision}, got {value!r}")
+        if (value > 0) != (rounded >= smallest) or (value < 1) != (rounded < 1) or not np.isfinite(rounded):
+            needed = f"{precision}, 0 or at least {smallest:.3g} in size" if value < 1 else f"{precision}"
+            raise ParameterError(f"{name!r} must be representable in {needed}, got {value!r}")
 
 
 def dtype(value: object, X: object = None) -> np.dtype[Any]:
@@ -411,6 +422,8 @@ def row_weights(value: object, n: int, dtype: np.dtype[Any], name: str = "sample
         raise DataError(f"{name!r} must have shape ({n},), a number for each row, got shape {array.shape}")
     weights = _finite(name, array, dtype)
     _every(name, weights >= 0, "be >= 0")
+    smallest = np.finfo(dtype).tiny  # kernels take less for 0
+    _every(name, (weights == 0) | (weights >= smallest), f"be 0 or at least {smallest:.3g} in {dtype}")
     if not weights.any():
         raise DataError(f"{name!r} must have a value above 0, got {_plural(n, 'zero')}")
     return weights

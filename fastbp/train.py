@@ -325,11 +325,12 @@ def train(
     Raises
     ------
     ParameterError
-        If a setting is out of range, does not go with another, or describes a network that `network` already is.
+        If a setting is out of range, is subnormal in the precision of the training, does not go with another, or
+        describes a network that `network` already is.
     ParameterTypeError
         If an argument has the wrong type.
     DataError
-        If X or y has the wrong shape, values that are not finite, or labels out of range.
+        If X or y has the wrong shape, values that are not finite, or labels out of range; if weights are subnormal.
     ResourceError
         If the network would not fit into memory.
     DivergenceError
@@ -341,6 +342,8 @@ def train(
     The same arguments, seed and version give the same bits on every CPU with fused multiply-add. Ctrl-C raises
     KeyboardInterrupt within 50 ms, or after the order of an epoch is drawn: 90 ms for ten million shuffled rows. A
     `network` that was handed in then has the weights reached so far.
+
+    Numbers of X and y that are subnormal, below 1e-38 in float32 and 2e-308 in float64, count as 0.
 
     References
     ----------
@@ -552,6 +555,7 @@ def _run(
     network: Network, settings: Settings, data: _Data, epochs: int, attendance: Attendance, state: State | None
 ) -> TrainResult:
     """Train this network, in place, for so many epochs from the state on."""
+    checks.normal(network.params.dtype, huber_delta=network.huber_delta)
     began = time.perf_counter()
     n, held = len(data.rows), 0 if data.validation is None else len(data.validation)
     batch_size = n if settings.batch_size is None else min(settings.batch_size, n)
@@ -749,7 +753,11 @@ def _settings(
         seed=checks.count("seed", seed, 0, 2**32 - 1),
         backend=checks.choice("backend", backend, BACKENDS),
     )
+    rates = {f"dropout[{layer}]": rate for layer, rate in enumerate(settings.dropout)}
     checks.representable(settings.optimizer, precision)
+    checks.representable(settings.schedule, np.dtype(np.float64))
+    checks.normal(precision, l2=settings.l2, **rates)
+    checks.normal(np.dtype(np.float64), clip_norm=settings.clip_norm, min_delta=settings.min_delta)
     return settings
 
 

@@ -2349,6 +2349,7 @@ BAD_STATES = {
     "seed": (with_setting(seed=-1), "'seed' must be"),
     "dropout": (with_setting(dropout=(0.5, 2.0)), r"'dropout\[1\]' must be"),
     "optimizer": (with_setting(optimizer=Adam(epsilon=0.0)), "'epsilon' must be"),
+    "subnormal": (with_setting(l2=1e-320), "'l2' must be representable"),
     "no settings": (lambda state: state._replace(settings=None), "has no attribute"),
     "no state": (lambda state: None, "unpack"),
 }
@@ -2380,6 +2381,52 @@ def test_losses_of_a_result_may_be_written_to():
     actual = outcome(resume(result, **data_of("patience"), epochs=5))
 
     assert actual == expected
+
+
+# --- numbers too small to be normal -------------------------------------------------------------------------------
+
+TOO_SMALL = [
+    ({"optimizer": Adam(epsilon=1e-44), "dtype": "float32"}, ParameterError, "'epsilon' must be repr"),
+    ({"optimizer": Adam(epsilon=1e-320)}, ParameterError, "'epsilon' must be representable in float64, 0 or at least"),
+    ({"learning_rate": 1e-44, "dtype": "float32"}, ParameterError, "'learning_rate'"),
+    ({"optimizer": AdamW(weight_decay=1e-310)}, ParameterError, "'weight_decay'"),
+    ({"optimizer": SGD(momentum=1e-42), "dtype": "float32"}, ParameterError, "'momentum'"),
+    ({"optimizer": IRprop(smallest_step=1e-320), "batch_size": None}, ParameterError, "'smallest_step'"),
+    ({"schedule": ExponentialDecay(1e-320)}, ParameterError, "'decay' must be representable in float64"),
+    ({"schedule": InverseScaling(pace=1e-310)}, ParameterError, "'pace'"),
+    ({"schedule": CosineDecay(minimum=1e-310)}, ParameterError, "'minimum'"),
+    ({"schedule": ReduceOnPlateau(min_delta=1e-310)}, ParameterError, "'min_delta'"),
+    ({"l2": 1e-320}, ParameterError, "'l2'"),
+    ({"l2": 1e-40, "dtype": "float32"}, ParameterError, "'l2'"),
+    ({"l2": 1e39, "dtype": "float32"}, ParameterError, "'l2'"),
+    ({"dropout": 1e-40, "hidden": 2, "dtype": "float32"}, ParameterError, r"'dropout\[0\]'"),
+    ({"dropout": 1 - 1e-12, "hidden": 2, "dtype": "float32"}, ParameterError, r"'dropout\[0\]'"),
+    ({"clip_norm": 1e-320}, ParameterError, "'clip_norm'"),
+    ({"min_delta": 1e-320}, ParameterError, "'min_delta'"),
+    ({"loss": "huber", "huber_delta": 1e-46, "dtype": "float32"}, ParameterError, "'huber_delta'"),
+    ({"loss": "huber", "huber_delta": 1e-320}, ParameterError, "'huber_delta'"),
+    ({"network": Network((2, 1), loss="huber", huber_delta=1e-40, dtype="float32")}, ParameterError, "'huber_delta'"),
+    ({"sample_weight": [1, 1, 1e-320, 1]}, DataError, "'sample_weight' must be 0 or at least 2.23e-308 in float64"),
+    ({"sample_weight": [1e-40] * 4, "dtype": "float32"}, DataError, "'sample_weight' must be 0 or at least 1.18e-38"),
+    ({"validation": (XOR_X, XOR_Y, [1e-320] * 4)}, DataError, r"'validation\[2\]' must be 0 or at least"),
+    ({"class_weight": {0: 1e-320}, "loss": "cross_entropy"}, DataError, "'class_weight' must be 0 or at least"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "error", "fragment"), TOO_SMALL, ids=range(len(TOO_SMALL)))
+def test_number_that_kernels_would_take_for_0_is_refused(settings, error, fragment):
+    with pytest.raises(error, match=fragment):
+        train(**{"X": XOR_X, "y": XOR_Y.ravel() if settings.get("loss") == "cross_entropy" else XOR_Y} | settings)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_smallest_normal_numbers_are_taken(dtype):
+    smallest = float(np.finfo(dtype).tiny)
+    settings = {"optimizer": SGD(smallest, momentum=smallest), "l2": smallest, "dropout": smallest, "hidden": 2}
+    settings |= {"clip_norm": smallest, "min_delta": smallest, "sample_weight": [smallest] * 4, "epochs": 2}
+    result = train(XOR_X, XOR_Y, **settings, huber_delta=smallest, schedule=ExponentialDecay(1e-307), dtype=dtype)
+
+    assert len(result.loss) == 2
 
 
 # --- fork ---------------------------------------------------------------------------------------------------------
