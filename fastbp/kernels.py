@@ -673,7 +673,7 @@ def softmax(top, z, O, S):
 def misfit(loss, p, y, weight, spread, O, S, totals):
     """What of a panel is not predicted: samples of which a class is wrong, or squared residuals.
 
-    Wrong is a likeliest class that is not the sample's, and any of several binary outputs. The squares of each output
+    Wrong is a likeliest class that is not the sample's, and any of several binary outputs. The residuals of each output
     are multiplied by its spread.  p, y (O, S), weight (S,), spread (O,);  adds to totals.
     """
     V = lanes_of(p)
@@ -695,7 +695,8 @@ def misfit(loss, p, y, weight, spread, O, S, totals):
                     chosen = where_less(0.5, p_o, 1.0, zeros(1, 1, p))
                     wrong = where_less(absolute(chosen - y_o), 0.5, wrong, 1.0)
                 else:
-                    wrong = multiply_add(spread[o] * (p_o - y_o), p_o - y_o, wrong)
+                    residual = spread[o] * (p_o - y_o)
+                    wrong = multiply_add(residual, residual, wrong)
         total = multiply_add(wrong, load(1, 1, at(weight, v), 0), total)
     totals[MISFIT] += lane_sum(total)
 

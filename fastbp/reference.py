@@ -235,7 +235,7 @@ def misfit(loss: int, p: Array, y: Array, spread: Array) -> Array:
         return np.take_along_axis(y, p.argmax(axis=1)[:, None], axis=1)[:, 0] < y.max(axis=1)
     if loss == BINARY_CROSS_ENTROPY:
         return ((p > 0.5) != (y > 0.5)).any(axis=1)
-    return (spread * (p - y) ** 2).sum(axis=1)
+    return ((spread * (p - y)) ** 2).sum(axis=1)
 
 
 # --- gradients ------------------------------------------------------------------------------------------------------

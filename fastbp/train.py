@@ -97,7 +97,8 @@ class TrainResult(NamedTuple):
     validation_loss, validation_error : ndarray of shape (epochs,) or None
         The same of the rows for validation after each epoch, without penalty.
     validation_score : ndarray of shape (epochs,) or None
-        Their share that is predicted right, all outputs of a row; for numbers R^2, the mean over the outputs.
+        Their share that is predicted right, all outputs of a row; for numbers R^2, the mean over the outputs, of which
+        one whose targets are all the same counts as 0. NaN if all are such, as they are in a single row.
     best_epoch : int or None
         Epoch, counted from 1, in which the validation was best; with `patience` the network has its weights.
     stopped : {"epochs", "patience", "plateau", "time", "callback"}
@@ -300,8 +301,8 @@ def train(
     min_delta : float, default 0.0
         By how much an epoch must be better; at least 0.
     watch : {"loss", "score"}
-        What `patience` and "reduce_on_plateau" watch: the loss of the validation, or its score. Without validation it
-        is the loss of the training.
+        What `patience` and "reduce_on_plateau" watch: the loss of the validation, or its score, which for numbers needs
+        rows whose targets differ. Without validation it is the loss of the training.
     time_limit : float, optional
         Seconds after which training stops, at the end of an epoch; above 0. Compiling does not count.
     callback : callable, optional
@@ -330,7 +331,8 @@ def train(
     ParameterTypeError
         If an argument has the wrong type.
     DataError
-        If X or y has the wrong shape, values that are not finite, or labels out of range; if weights are subnormal.
+        If X or y has the wrong shape, values that are not finite, or labels out of range; if weights are subnormal; if
+        a score is watched that does not exist, since all targets for validation are the same.
     ResourceError
         If the network would not fit into memory.
     DivergenceError
@@ -499,7 +501,7 @@ class _Data(NamedTuple):
     rows: Array
     weighted: bool
     validation: Array | None
-    spread: tuple[float, ...]  # what a squared error of each output counts in the misfit
+    spread: tuple[float, ...]  # what a residual of each output is multiplied by in the misfit
 
 
 def _attendance(callback: Any, callback_every: Any, progress: Any, time_limit: Any) -> Attendance:
@@ -539,16 +541,37 @@ def _data(settings: Settings, loss: str, X: Array, y: Array, weights: Array | No
         weights = checks.class_weights(settings.class_weight, loss, y, weights)
     spread: tuple[float, ...] = ()
     if held is not None and loss not in CLASSIFYING:
-        spread = _spread(held[:, columns:-1].astype(np.float64), held[:, -1:].astype(np.float64))
+        spread = _spread(held, columns)
+        if settings.watch == "score" and not any(spread):
+            raise checks.DataError(
+                f"'validation' must hold rows of different targets where 'watch' is 'score', which is R^2: got targets "
+                f"that are all the same in {len(held)} row{'s' * (len(held) != 1)}"
+            )
     return _Data(rows_of(X, y, weights), weights is not None, held, spread)
 
 
-def _spread(y: Array, weights: Array) -> tuple[float, ...]:
-    """Sum of the weights over the weighted squares of y about its mean, of each output; 0 where y is constant."""
-    y = y - y[np.argmax(weights > 0)]  # so that what is constant is exactly 0
-    total = weights.sum()
-    squares = (weights * (y - (weights * y).sum(axis=0) / total) ** 2).sum(axis=0)
-    return tuple(float(total / (s * y.shape[1])) if s > 0 else 0.0 for s in squares)
+def _spread(rows: Array, inputs: int) -> tuple[float, ...]:
+    """1 / sqrt(outputs * variance) of each column of targets, weighted, so that R^2 is 1 - the mean misfit.
+
+    It is 0 where all targets are the same. They are divided by the largest difference among them, since squares of
+    those above 1e154 overflow, and below 1e-154 vanish; halves, since a difference may overflow too.
+    """
+    y, weights = rows[:, inputs:-1], rows[:, -1]
+    first, heaviest = y[np.argmax(weights > 0)].astype(np.float64) / 2, float(weights.max())
+    limits = np.finfo(rows.dtype)
+
+    with np.errstate(all="ignore"):
+        w = weights[:, None].astype(np.float64) / heaviest
+        d = np.where(w > 0, y.astype(np.float64) / 2 - first, 0)
+        largest = np.abs(d).max(axis=0)
+        differ = 2 * largest >= limits.tiny  # kernels take less for 0
+        scale = np.where(differ, largest, 1)
+        weight = w.sum()
+        mean = (w * (d / scale)).sum(axis=0) / weight
+        squares = (w * (d / scale - mean) ** 2).sum(axis=0)
+        differ &= squares > 0
+        root = np.sqrt(weight / (np.where(differ, squares, 1) * y.shape[1])) / scale / 2
+        return tuple(np.where(differ, root.clip(limits.tiny, limits.max), 0).tolist())
 
 
 def _run(
@@ -648,9 +671,9 @@ def _result(
     state = State(settings, memory.params.copy(), arrays)
     best_epoch, score = None, None
     if plan.validation_rows:
-        misfit = history["validation_misfit"]
-        constant = sum(spread == 0 for spread in plan.spread) / max(len(plan.spread), 1)  # their R^2 counts as 0
-        score = 1 - misfit - constant
+        misfit, outputs = history["validation_misfit"], plan.spread.size
+        constant = outputs - np.count_nonzero(plan.spread)  # their R^2 counts as 0, and alone it does not exist
+        score = 1 - misfit - (0 if not constant else constant / outputs if constant < outputs else np.nan)
         watched = misfit if plan.watched == VALIDATION_MISFIT else history["validation_loss"]
         finite = np.isfinite(watched)  # predictions for other rows may overflow where those of the training do not
         if finite.any():

@@ -59,7 +59,7 @@ class Plan(NamedTuple):
     seed: int  # of the orders and of dropout
     rows: int  # n
     validation_rows: int
-    spread: NDArray[np.float64]  # (O,) what a squared error of each output counts in the misfit
+    spread: NDArray[np.float64]  # (O,) what a residual of each output is multiplied by in the misfit
     watched: int  # what early stopping watches
     patience: int  # epochs that need not be better; -1 for any number
     min_delta: float  # by how much an epoch must be better

@@ -418,7 +418,7 @@ def test_misfit_is_what_scikit_learns_r2_lacks(loss, outputs, weighted, rng):
     p, y = rng.normal(size=(50, outputs)), rng.normal(size=(50, outputs)) * 2 + 1
     weight = rng.choice([0, 0.5, 2], 50) if weighted else np.ones(50)
     share = weight[:, None] / weight.sum()
-    spread = 1 / (outputs * (share * (y - (share * y).sum(axis=0)) ** 2).sum(axis=0))
+    spread = (outputs * (share * (y - (share * y).sum(axis=0)) ** 2).sum(axis=0)) ** -0.5
 
     expected = 1 - r2_score(y, p, sample_weight=weight)
     actual = (reference.misfit(LOSSES[loss].code, p, y, spread) * share[:, 0]).sum()

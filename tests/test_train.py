@@ -2383,6 +2383,64 @@ def test_losses_of_a_result_may_be_written_to():
     assert actual == expected
 
 
+# --- scores that do not exist -------------------------------------------------------------------------------------
+
+SAME = np.full((37, 2), 0.1)
+
+
+@pytest.mark.parametrize("patience", [None, 2])
+@pytest.mark.parametrize("validation", [0.01, (XOR_X[:1], [[1.0, 2.0]]), (XOR_X, SAME[:4]), "weights"])
+def test_score_that_does_not_exist_is_not_watched(validation, patience):
+    X, y = np.ones((37, 2)), task("squared_error")[1]
+    if validation == "weights":  # which leave one row
+        validation = XOR_X, y[:4], [0, 1, 0, 0]
+    settings = {"validation": validation, "watch": "score", "patience": patience, "seed": 0, "epochs": 3}
+
+    with pytest.raises(DataError, match="'validation' must hold rows of different targets where 'watch' is 'score'"):
+        train(X, y, **settings)
+
+
+def test_resumed_training_does_not_watch_a_score_that_does_not_exist():
+    X, y = task("squared_error")
+    result = train(X, y, validation=held_out(), watch="score", patience=3, epochs=2)
+
+    with pytest.raises(DataError, match="'validation' must hold rows of different targets"):
+        resume(result, X, y, validation=(X[:1], y[:1]), epochs=2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_score_that_does_not_exist_is_nan(backend):
+    X, y = task("squared_error")
+    result = train(X, y, validation=(X[:1], y[:1]), patience=3, epochs=5, backend=backend)
+
+    assert np.isnan(result.validation_score).all()
+    assert np.isfinite(result.validation_loss).all()
+    assert result.best_epoch == 1 + result.validation_loss.argmin()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("exponent", "dtype"),
+    [(-300, "float64"), (-160, "float64"), (-25, "float32"), (25, "float32"), (160, "float64"), (300, "float64")],
+)
+def test_score_does_not_depend_on_the_scale_of_targets(exponent, dtype, backend):
+    """Losses do: absolute errors are sums of what would overflow or vanish as squares."""
+    X, y = task("squared_error")
+
+    def score(factor):
+        network = Network((3, 2), loss="absolute_error", seed=0, dtype=dtype)
+        network.params[:] *= factor
+        settings = {"optimizer": "sgd", "learning_rate": 1e-3 * factor, "batch_size": None, "epochs": 2}
+        data = X[HELD], y[HELD] * factor, WEIGHTS[HELD]
+        with np.errstate(all="raise"):
+            return train(X, y * factor, network=network, validation=data, backend=backend, **settings).validation_score
+
+    expected = score(1.0)
+    actual = score(10.0**exponent)
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-9 if dtype == "float64" else 1e-4)
+
+
 # --- numbers too small to be normal -------------------------------------------------------------------------------
 
 TOO_SMALL = [
