@@ -24,9 +24,11 @@ from fastbp.workspace import (
     EPOCH,
     ERROR,
     FACTOR,
+    HISTORY,
     LOSS,
     MISFIT,
     PANEL,
+    PIECE,
     POWER1,
     POWER2,
     ROW,
@@ -39,7 +41,10 @@ from fastbp.workspace import (
     Plan,
     make_memory,
     make_plan,
+    memory_sizes,
+    panels_in,
     panels_of,
+    pieces,
     rows_of,
 )
 
@@ -47,7 +52,6 @@ Array = NDArray[Any]
 
 CHUNK_SECONDS = 0.02  # how long Ctrl-C may have to wait
 WATCHES = ("loss", "score")
-HISTORY = ("loss", "error", "validation_loss", "validation_error", "validation_misfit")
 STATE = ("first", "second", "best", "position", "totals")  # of a Memory, beside the parameters
 
 _log = logging.getLogger("fastbp")
@@ -334,7 +338,7 @@ def train(
         If X or y has the wrong shape, values that are not finite, or labels out of range; if weights are subnormal; if
         a score is watched that does not exist, since all targets for validation are the same.
     ResourceError
-        If the network would not fit into memory.
+        If the training, with all that it allocates, would not fit into memory.
     DivergenceError
         If loss or weights cease to be finite. The network keeps the weights of the last epoch that ended well, and
         `result` of the error holds it with the losses up to there.
@@ -484,7 +488,7 @@ def resume(
     y = checks.targets(y, network.loss, len(X), network.sizes[-1], precision)
     weights = None if sample_weight is None else checks.row_weights(sample_weight, len(X), precision)
     data = _data(settings, network.loss, X, y, weights, validation)
-    if (data.validation is not None) != ("validation_loss" in state.arrays):
+    if bool(data.held) != ("validation_loss" in state.arrays):
         raise checks.ParameterError("'validation' must be given if the training had data for it, and only then")
     kept = state.arrays["best"] if state.arrays["totals"][BEST] < np.inf and state.arrays["best"].size else state.params
     if np.array_equal(network.params, kept):  # as the training left them: the best, or the last
@@ -496,12 +500,18 @@ def resume(
 
 
 class _Data(NamedTuple):
-    """Rows (n, F) for training and validation."""
+    """What is trained on, checked, and not yet laid out."""
 
-    rows: Array
-    weighted: bool
-    validation: Array | None
-    spread: tuple[float, ...]  # what a residual of each output is multiplied by in the misfit
+    X: Array
+    y: Array
+    weights: Array | None
+    validation: tuple[Array, Array, Array | None] | None  # likewise, if it was handed in
+    held: int  # rows for validation, handed in or drawn from the others
+
+    @property
+    def rows(self) -> int:
+        """Rows that are trained on."""
+        return len(self.X) - (self.held if self.validation is None else 0)
 
 
 def _attendance(callback: Any, callback_every: Any, progress: Any, time_limit: Any) -> Attendance:
@@ -513,41 +523,53 @@ def _attendance(callback: Any, callback_every: Any, progress: Any, time_limit: A
 
 
 def _data(settings: Settings, loss: str, X: Array, y: Array, weights: Array | None, validation: Any) -> _Data:
-    """Lay rows out for the kernels, those for validation apart."""
-    n, columns, outputs = len(X), X.shape[1], y.shape[1]
-    checks.memory(2 * n * (columns + outputs + 1) * X.dtype.itemsize, "the data")
-    held: Array | None = None
+    """Check the data for validation, and how many rows there are of either kind."""
     if isinstance(validation, tuple):
-        held_X = checks.features(validation[0], X.dtype, columns, name="validation[0]")
-        held_y = checks.targets(validation[1], loss, len(held_X), outputs, X.dtype, name="validation[1]")
+        held_X = checks.features(validation[0], X.dtype, X.shape[1], name="validation[0]")
+        held_y = checks.targets(validation[1], loss, len(held_X), y.shape[1], X.dtype, name="validation[1]")
         given = validation[2] if len(validation) == 3 else None
         held_weights = None
         if given is not None:
             held_weights = checks.row_weights(given, len(held_X), X.dtype, "validation[2]")
-        held = rows_of(held_X, held_y, held_weights)
-    elif settings.validation is not None:
-        order = np.random.RandomState(settings.seed).permutation(n)  # a frozen stream
-        size = max(1, round(settings.validation * n))
-        if size >= n:
-            raise checks.ParameterError(f"'validation' must leave rows to train on, got {settings.validation} of {n}")
-        rest, chosen = np.sort(order[size:]), np.sort(order[:size])
-        held = rows_of(X[chosen], y[chosen], None if weights is None else weights[chosen])
-        X, y, weights = X[rest], y[rest], None if weights is None else weights[rest]
-        if not held[:, -1].any() or (weights is not None and not weights.any()):
+        return _Data(X, y, weights, (held_X, held_y, held_weights), len(held_X))
+    if settings.validation is None:
+        if settings.watch == "score":
+            raise checks.ParameterError("'watch' must be 'loss' where there is no 'validation', got 'score'")
+        return _Data(X, y, weights, None, 0)
+    size = max(1, round(settings.validation * len(X)))
+    if size >= len(X):
+        raise checks.ParameterError(f"'validation' must leave rows to train on, got {settings.validation} of {len(X)}")
+    return _Data(X, y, weights, None, size)
+
+
+def _rows(settings: Settings, loss: str, data: _Data) -> tuple[Array, Array | None, tuple[float, ...]]:
+    """Draw the rows for validation and weigh the classes; return the rows of either kind and the spread of a plan."""
+    X, y, weights, inputs = data.X, data.y, data.weights, data.X.shape[1]
+    held: Array | None = None
+    if data.validation is not None:
+        rows, held = rows_of(X, y, weights), rows_of(*data.validation)
+    elif data.held:
+        order = np.random.RandomState(settings.seed).permutation(len(X))  # a frozen stream
+        chosen = np.zeros(len(X), bool)
+        chosen[order[: data.held]] = True
+        del order
+        held, rows = (rows_of(X, y, weights, np.flatnonzero(part)) for part in (chosen, ~chosen))
+        if not (held[:, -1].any() and rows[:, -1].any()):
             raise checks.DataError("'sample_weight' must have a value above 0 among both parts of a 'validation' split")
-    elif settings.watch == "score":
-        raise checks.ParameterError("'watch' must be 'loss' where there is no 'validation', got 'score'")
+    else:
+        rows = rows_of(X, y, weights)
     if settings.class_weight is not None:
-        weights = checks.class_weights(settings.class_weight, loss, y, weights)
-    spread: tuple[float, ...] = ()
-    if held is not None and loss not in CLASSIFYING:
-        spread = _spread(held, columns)
-        if settings.watch == "score" and not any(spread):
-            raise checks.DataError(
-                f"'validation' must hold rows of different targets where 'watch' is 'score', which is R^2: got targets "
-                f"that are all the same in {len(held)} row{'s' * (len(held) != 1)}"
-            )
-    return _Data(rows_of(X, y, weights), weights is not None, held, spread)
+        given = None if weights is None else rows[:, -1]
+        rows[:, -1] = checks.class_weights(settings.class_weight, loss, rows[:, inputs:-1], given)
+    if held is None or loss in CLASSIFYING:
+        return rows, held, ()
+    spread = _spread(held, inputs)
+    if settings.watch == "score" and not any(spread):
+        raise checks.DataError(
+            f"'validation' must hold rows of different targets where 'watch' is 'score', which is R^2: got targets "
+            f"that are all the same in {len(held)} row{'s' * (len(held) != 1)}"
+        )
+    return rows, held, spread
 
 
 def _spread(rows: Array, inputs: int) -> tuple[float, ...]:
@@ -560,27 +582,63 @@ def _spread(rows: Array, inputs: int) -> tuple[float, ...]:
     first, heaviest = y[np.argmax(weights > 0)].astype(np.float64) / 2, float(weights.max())
     limits = np.finfo(rows.dtype)
 
+    def differences(piece: slice) -> tuple[Array, Array]:
+        w = weights[piece, None].astype(np.float64) / heaviest
+        return np.where(w > 0, y[piece].astype(np.float64) / 2 - first, 0), w
+
+    def total(term: Callable[[Array, Array], Array]) -> Array:
+        parts = (term(*differences(piece)) for piece in pieces(len(rows), rows.shape[1]))
+        return np.add.reduce([part.sum(axis=0) for part in parts])
+
     with np.errstate(all="ignore"):
-        w = weights[:, None].astype(np.float64) / heaviest
-        d = np.where(w > 0, y.astype(np.float64) / 2 - first, 0)
-        largest = np.abs(d).max(axis=0)
+        largest = np.zeros(y.shape[1])
+        for piece in pieces(len(rows), rows.shape[1]):
+            largest = np.maximum(largest, np.abs(differences(piece)[0]).max(axis=0))
         differ = 2 * largest >= limits.tiny  # kernels take less for 0
         scale = np.where(differ, largest, 1)
-        weight = w.sum()
-        mean = (w * (d / scale)).sum(axis=0) / weight
-        squares = (w * (d / scale - mean) ** 2).sum(axis=0)
+        weight = total(lambda d, w: w)
+        mean = total(lambda d, w: w * (d / scale)) / weight
+        squares = total(lambda d, w: w * (d / scale - mean) ** 2)
         differ &= squares > 0
         root = np.sqrt(weight / (np.where(differ, squares, 1) * y.shape[1])) / scale / 2
         return tuple(np.where(differ, root.clip(limits.tiny, limits.max), 0).tolist())
 
 
-def _run(
-    network: Network, settings: Settings, data: _Data, epochs: int, attendance: Attendance, state: State | None
-) -> TrainResult:
-    """Train this network, in place, for so many epochs from the state on."""
-    checks.normal(network.params.dtype, huber_delta=network.huber_delta)
-    began = time.perf_counter()
-    n, held = len(data.rows), 0 if data.validation is None else len(data.validation)
+def _needed(plan: Plan, settings: Settings, data: _Data, dtype: Any, epochs: int, resumed: bool) -> dict[str, int]:
+    """Bytes that a training takes while it takes most, by what they are for; the data handed in are among them."""
+    X, y, item = data.X, data.y, dtype.itemsize
+    n, held, features, P = plan.rows, data.held, X.shape[1] + y.shape[1] + 1, plan.parameters
+    panels = settings.backend == "numba"
+    sizes = memory_sizes(plan, dtype, epochs)
+    given = [X, y, data.weights, *(data.validation or ())]
+    rows, laid = item * (n + held) * features, 0
+    if panels:
+        in_order = 0 if plan.shuffled else panels_in(n, plan)
+        laid = item * features * plan.width * (in_order + panels_in(held, plan._replace(batch_size=max(held, 1))))
+    piece, drawn = min(max(n, held), PIECE // features + 1), settings.validation is not None
+    stages = (
+        rows + (10 * len(X) + item * features * piece) * drawn,  # who is chosen, twice, and their numbers
+        rows + 48 * n * (settings.class_weight is not None),
+        rows + laid + 8 * sizes["order"] + 88 * piece * (laid > 0) + len(X) * drawn,
+    )
+    copies = P + sum(sizes[name] for name in ("gradient", "first", "second", "best"))
+    block = sum(sizes[name] for name in ("none", "data", "activations", "kept", "deltas", "scratch"))
+    history = sum(sizes[name] for name in HISTORY)
+    padded = f", batches of {plan.batch_size} padded to {plan.width}" if laid > 2 * rows else ""
+    return {
+        f"{len(X) + (held if data.validation else 0)} rows{padded}": sum(a.nbytes for a in given if a is not None)
+        + max(stages),
+        f"{P} parameters": item * ((2 + resumed) * copies + P),  # with those of a chunk's begin
+        f"the activations of {plan.block * plan.width} rows": item * block * (1 if panels else 3),
+        f"the losses of {epochs} 'epochs'": 8 * ((3 + resumed) * history + 3 * sizes["validation_loss"]),
+    }
+
+
+def _plans(
+    network: Network, settings: Settings, data: _Data, dtype: Any, epochs: int, state: State | None
+) -> tuple[Plan, Plan]:
+    """Plan the training, once in blocks and once in whole batches, and refuse what cannot be or does not fit."""
+    n, held = data.rows, data.held
     batch_size = n if settings.batch_size is None else min(settings.batch_size, n)
     if isinstance(settings.optimizer, IRprop):
         if batch_size < n:
@@ -594,45 +652,67 @@ def _run(
                 f"got {type(settings.schedule).__name__}"
             )
     watched = TRAINING_LOSS if not held else VALIDATION_LOSS if settings.watch == "loss" else VALIDATION_MISFIT
-    shuffled = settings.shuffle and batch_size < n
     plan = make_plan(
-        network, n, batch_size, settings.optimizer, mean=settings.mean, weighted=data.weighted, shuffled=shuffled,
-        seed=settings.seed, l2=settings.l2, clip_norm=settings.clip_norm, dropout=settings.dropout,
-        schedule=settings.schedule, validation_rows=held, spread=data.spread, watched=watched,
+        network, n, batch_size, settings.optimizer, mean=settings.mean,
+        weighted=data.weights is not None or settings.class_weight is not None,
+        shuffled=settings.shuffle and batch_size < n, seed=settings.seed, l2=settings.l2, clip_norm=settings.clip_norm,
+        dropout=settings.dropout, schedule=settings.schedule, validation_rows=held, watched=watched,
         patience=-1 if settings.patience is None else settings.patience, min_delta=settings.min_delta,
         keep_best=bool(held) and settings.patience is not None,
     )  # fmt: skip
+    whole = plan._replace(block=-(-batch_size // plan.width))  # whole batches: NumPy has no use for blocks
     done = 0 if state is None else int(state.arrays["position"][EPOCH])
     if state is not None and epochs:
         with np.errstate(under="ignore"):
             factor = rate_factor(plan.schedule, plan.schedule_settings, done, float(state.arrays["totals"][FACTOR]))
-        if factor * settings.optimizer.learning_rate < np.finfo(network.params.dtype).tiny:
+        if factor * settings.optimizer.learning_rate < np.finfo(dtype).tiny:
             raise checks.ParameterError(
                 f"'epochs' must be 0, got {epochs}: after {done} epochs {settings.schedule} has brought the learning "
                 "rate to 0, and no weight would move"
             )
-    checks.memory(8 * len(HISTORY) * (done + epochs), "the losses of all epochs")
+    shown = plan if settings.backend == "numba" else whole
+    needed = _needed(shown, settings, data, dtype, done + epochs, state is not None)
+    checks.memory(sum(needed.values()), f"this training, most of it for {max(needed, key=needed.__getitem__)},")
+    return plan, whole
+
+
+def _run(
+    network: Network, settings: Settings, data: _Data, epochs: int, attendance: Attendance, state: State | None
+) -> TrainResult:
+    """Train this network, in place, for so many epochs from the state on."""
+    # Now, and no sooner: converting X and y runs code of the caller's, which may write to the network.
+    params = network.params
+    checks.parameters(params, network.sizes, network.bias, writeable=True)
+    if params.dtype != data.X.dtype:
+        raise checks.DataError(f"'network.params' must stay {data.X.dtype}, got {params.dtype}")
+    checks.normal(params.dtype, huber_delta=network.huber_delta)
+    plan, whole = _plans(network, settings, data, params.dtype, epochs, state)
+    done = 0 if state is None else int(state.arrays["position"][EPOCH])
+    rows, held_rows, spread = _rows(settings, network.loss, data)
     compile_began = time.perf_counter()
     compute = engine(settings.backend)
-    if not compute.PANELS:
-        plan = plan._replace(block=-(-batch_size // plan.width))  # whole batches: NumPy has no use for blocks
-    panels = panels_of(data.rows, plan) if compute.PANELS and not shuffled else data.rows.ravel()
+    compile_seconds = time.perf_counter() - compile_began
+    plan = (plan if compute.PANELS else whole)._replace(spread=np.array(spread))
+    panels = panels_of(rows, plan) if compute.PANELS and not plan.shuffled else rows.ravel()
     validation = panels[:0]
-    if data.validation is not None:
-        rows = data.validation
-        validation = panels_of(rows, plan._replace(batch_size=held)) if compute.PANELS else rows.ravel()
-    memory = make_memory(plan, network.params, done + epochs)
+    if held_rows is not None:
+        once = plan._replace(batch_size=len(held_rows))
+        validation = panels_of(held_rows, once) if compute.PANELS else held_rows.ravel()
+    del rows, held_rows
+    memory = make_memory(plan, params, done + epochs)
     if state is not None:
         for name in STATE:
             getattr(memory, name)[:] = state.arrays[name]
         for name in HISTORY:
             getattr(memory, name)[:done] = state.arrays.get(name, ())
+    compile_began = time.perf_counter()
     compute.run(plan, memory, panels, validation, 0)
-    compile_seconds = time.perf_counter() - compile_began
+    compile_seconds += time.perf_counter() - compile_began
     _log.info("kernels ready after %.2f s", compile_seconds)
 
     def result(stopped: str) -> TrainResult:
-        return _result(network, settings, plan, memory, stopped, began, compile_seconds)
+        seconds = time.perf_counter() - training_began
+        return _result(network, settings, plan, memory, stopped, seconds, compile_seconds)
 
     def attend(epoch: int) -> str | None:
         bar.show(epoch - done, memory.loss[epoch - 1])
@@ -662,12 +742,19 @@ def _history(plan: Plan, memory: Memory) -> dict[str, Array]:
 
 
 def _result(
-    network: Network, settings: Settings, plan: Plan, memory: Memory, stopped: str, began: float, compile_seconds: float
+    network: Network,
+    settings: Settings,
+    plan: Plan,
+    memory: Memory,
+    stopped: str,
+    seconds: float,
+    compile_seconds: float,
 ) -> TrainResult:
     """Copy what is to be kept, and restore the weights of the best epoch."""
-    history = _history(plan, memory)
+    history = {name: array.copy() for name, array in _history(plan, memory).items()}
     # Copies of their own: what is done to the losses of a result must not show when it is resumed.
-    arrays = {name: array.copy() for name, array in (history | {name: getattr(memory, name) for name in STATE}).items()}
+    arrays = {name: array.copy() for name, array in history.items()}
+    arrays |= {name: getattr(memory, name).copy() for name in STATE}
     state = State(settings, memory.params.copy(), arrays)
     best_epoch, score = None, None
     if plan.validation_rows:
@@ -680,7 +767,6 @@ def _result(
             best_epoch = 1 + int(np.argmin(np.where(finite, watched, np.inf)))
             if plan.keep_best:
                 memory.params[:] = memory.best
-    seconds = time.perf_counter() - began - compile_seconds
     return TrainResult(
         network, history["loss"], history["error"], history.get("validation_loss"), history.get("validation_error"),
         score, best_epoch, stopped, settings.seed, seconds, compile_seconds, state,
@@ -802,12 +888,13 @@ def run_in_chunks(
     """
     per_epoch, first = plan.blocks_per_epoch, int(memory.position[EPOCH])
     blocks, left = 1, 0  # blocks of the next chunk; blocks left until a chunk may begin that can be taken back
-    epoch = first
+    epoch, start = first, [array.copy() for array in memory.state]
     while epoch < epochs:
         if left == 0:
             whole = min(max(1, blocks // per_epoch), epochs - epoch)
             left = per_epoch * (min(whole, every - (epoch - first) % every) if every else whole)
-            start = [array.copy() for array in memory.state]
+            for array, saved in zip(memory.state, start, strict=True):
+                saved[:] = array
         chunk = min(blocks, left)
         began = time.perf_counter()
         status = compute.run(plan, memory, data, validation, chunk)

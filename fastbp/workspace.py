@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import struct
+from collections.abc import Iterator
 from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
@@ -18,6 +19,7 @@ Array = NDArray[Any]
 VECTOR_BYTES = 64
 TINY_UNITS = 8  # the fused path: every layer at most so wide, and the batch one vector
 BLOCK_VECTORS = 8  # samples of a block: what its sums are read back for, against what stays in the cache
+PIECE = 2**17  # numbers that one call of NumPy lays out, which takes some 0.2 ms: Ctrl-C waits for its end
 
 # What early stopping watches: all of them are better the lower they are.
 TRAINING_LOSS, VALIDATION_LOSS, VALIDATION_MISFIT = range(3)
@@ -28,6 +30,8 @@ EPOCH, ROW, PANEL, STALE, STALE_RATE = range(5)
 # Places in Memory.totals: sums over the rows seen in this epoch, of its weights in this batch and in the epoch; beta1^t
 # and beta2^t of Adam; the best figure of early stopping and of ReduceOnPlateau, and the factor that the latter reached.
 LOSS, ERROR, POWER1, POWER2, MISFIT, BATCH_WEIGHT, WEIGHT, BEST, BEST_RATE, FACTOR = range(10)
+
+HISTORY = ("loss", "error", "validation_loss", "validation_error", "validation_misfit")  # of a Memory, an epoch each
 
 # Places in Memory.scalars, through which numbers pass from float64 to the working precision.
 SCALE, RATE, REST1, REST2, CORRECTED_RATE, CORRECTED_EPSILON = range(6)
@@ -223,67 +227,103 @@ def _five(numbers: tuple[Any, ...], dtype: Any) -> Array:
     return np.array([*numbers, 0, 0, 0, 0, 0][:5], dtype)
 
 
+def forward_sizes(plan: Plan, lanes: int) -> tuple[int, int, int]:
+    """Numbers that a forward pass needs: the rows gathered for a block, the activations, and the zeros it reads."""
+    inputs, *units = plan.sizes.tolist()
+    samples = plan.block * plan.width
+    return samples * (inputs + units[-1] + 1), samples * sum(units), max(lanes, plan.layers, inputs, *units)
+
+
 def forward_memory(plan: Plan, dtype: Any) -> tuple[Array, Array, Array]:
     """What a forward pass writes: the rows gathered for a block and the activations; and the zeros it reads."""
-    inputs, *units = plan.sizes.tolist()
-    samples, lanes = plan.block * plan.width, VECTOR_BYTES // dtype.itemsize
-    gathered, activations = samples * (inputs + units[-1] + 1), samples * sum(units)
-    memory = aligned(gathered + activations + max(lanes, plan.layers, inputs, *units), dtype)
+    gathered, activations, none = forward_sizes(plan, VECTOR_BYTES // dtype.itemsize)
+    memory = aligned(gathered + activations + none, dtype)
     return memory[:gathered], memory[gathered : gathered + activations], memory[gathered + activations :]
+
+
+def memory_sizes(plan: Plan, dtype: Any, epochs: int) -> dict[str, int]:
+    """Numbers in each array of the memory for so many epochs, but for the parameters and what is always short."""
+    lanes, P = VECTOR_BYTES // dtype.itemsize, plan.parameters
+    data, activations, none = forward_sizes(plan, lanes)
+    widest = -(-max(plan.sizes.tolist()) // lanes) * lanes
+    validated = epochs if plan.validation_rows else 0
+    return {
+        "gradient": P + lanes,  # kernels read and rewrite up to a vector beyond the last row
+        "first": P,
+        "second": P,
+        "best": P * plan.keep_best,
+        "none": none,
+        "order": plan.rows * plan.shuffled,
+        "data": data,
+        "activations": activations,
+        "kept": activations * bool(plan.apart.any()),
+        "deltas": activations,
+        "scratch": plan.block * plan.width * widest,
+        "loss": epochs,
+        "error": epochs,
+        "validation_loss": validated,
+        "validation_error": validated,
+        "validation_misfit": validated,
+    }
 
 
 def make_memory(plan: Plan, params: Array, epochs: int) -> Memory:
     """Memory to train for so many epochs, with these parameters, which the kernel updates in place."""
-    dtype, lanes = params.dtype, VECTOR_BYTES // params.dtype.itemsize
-    samples, P, widest = plan.block * plan.width, plan.parameters, max(plan.sizes.tolist())
+    dtype, sizes = params.dtype, memory_sizes(plan, params.dtype, epochs)
     data, activations, none = forward_memory(plan, dtype)
     totals = np.zeros(10)
     totals[[POWER1, POWER2, FACTOR]], totals[[BEST, BEST_RATE]] = 1, np.inf
-    validated = epochs if plan.validation_rows else 0
     memory = Memory(
         params=params,
-        gradient=aligned(P + lanes, dtype),  # kernels read and rewrite up to a vector beyond the last row
-        first=aligned(P, dtype),
-        second=aligned(P, dtype),
-        best=aligned(P * plan.keep_best, dtype),
+        **{name: aligned(sizes[name], dtype) for name in ("gradient", "first", "second", "best")},
         none=none,
-        counting=np.arange(lanes),
-        order=np.empty(plan.rows * plan.shuffled, np.int64),
+        counting=np.arange(VECTOR_BYTES // dtype.itemsize),
+        order=np.empty(sizes["order"], np.int64),
         scalars=aligned(6, dtype),
         data=data,
         activations=activations,
-        kept=aligned(activations.size * bool(plan.apart.any()), dtype),
-        deltas=aligned(activations.size, dtype),
-        scratch=aligned(samples * -(-widest // lanes) * lanes, dtype),
+        **{name: aligned(sizes[name], dtype) for name in ("kept", "deltas", "scratch")},
         position=np.zeros(5, np.int64),
         totals=totals,
         space=aligned(8, np.dtype(np.float64)),
-        loss=np.zeros(epochs),
-        error=np.zeros(epochs),
-        validation_loss=np.zeros(validated),
-        validation_error=np.zeros(validated),
-        validation_misfit=np.zeros(validated),
+        **{name: np.zeros(sizes[name]) for name in HISTORY},
     )
     if plan.optimizer == IRPROP:
         memory.second[:] = plan.settings[0]
     return memory
 
 
-def rows_of(X: Array, y: Array, weights: Array | None = None) -> Array:
-    """The rows (n, F) that kernels gather from: x, y and the weight of the row, 1 by default."""
-    n, inputs = X.shape
-    rows = aligned(n * (inputs + y.shape[1] + 1), X.dtype).reshape(n, inputs + y.shape[1] + 1)
-    rows[:, :inputs], rows[:, inputs:-1], rows[:, -1] = X, y, 1 if weights is None else weights
+def pieces(n: int, numbers: int) -> Iterator[slice]:
+    """Slices of n rows of so many numbers, one after the other: between them Python attends to Ctrl-C."""
+    step = max(1, PIECE // numbers)
+    return (slice(first, min(first + step, n)) for first in range(0, n, step))
+
+
+def rows_of(X: Array, y: Array, weights: Array | None = None, chosen: NDArray[np.int64] | None = None) -> Array:
+    """The rows (n, F) that kernels gather from: x, y and the weight of the row, 1 by default; all or those chosen."""
+    n, inputs, features = len(X) if chosen is None else len(chosen), X.shape[1], X.shape[1] + y.shape[1] + 1
+    weights = np.broadcast_to(1 if weights is None else weights, len(X))
+    rows = aligned(n * features, X.dtype).reshape(n, features)
+    for piece in pieces(n, features):
+        those, part = piece if chosen is None else chosen[piece], rows[piece]
+        part[:, :inputs], part[:, inputs:-1] = X[those], y[those]
+        part[:, -1] = weights[those]
     return rows
+
+
+def panels_in(rows: int, plan: Plan) -> int:
+    """Panels of so many rows, each batch padded to whole ones."""
+    full, rest = divmod(rows, plan.batch_size)
+    return full * -(-plan.batch_size // plan.width) + -(-rest // plan.width)
 
 
 def panels_of(rows: Array, plan: Plan) -> Array:
     """The same rows as panels (F, S), one after the other, each batch padded with zeros to whole panels."""
     n, features = rows.shape
     per_batch = -(-plan.batch_size // plan.width) * plan.width
-    batch, within = np.divmod(np.arange(n), plan.batch_size)
-    slot = batch * per_batch + within
-    panels = aligned(-(-(int(slot[-1]) + 1) // plan.width) * plan.width * features, rows.dtype)
-    panels = panels.reshape(-1, features, plan.width)
-    panels[slot // plan.width, :, slot % plan.width] = rows
+    panels = aligned(panels_in(n, plan) * features * plan.width, rows.dtype).reshape(-1, features, plan.width)
+    for piece in pieces(n, features):
+        batch, within = np.divmod(np.arange(piece.start, piece.stop), plan.batch_size)
+        panel, sample = np.divmod(batch * per_batch + within, plan.width)
+        panels[panel, :, sample] = rows[piece]
     return panels.ravel()

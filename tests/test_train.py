@@ -1,6 +1,7 @@
 """`train` does what its docstring says: the notebook, the same bits however it is run, Ctrl-C, bad arguments."""
 
 import dataclasses
+import gc
 import inspect
 import itertools
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -22,6 +24,7 @@ from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.class_weight import compute_sample_weight
 
 import fastbp
+from fastbp import checks, workspace
 from fastbp.checks import DataError, DivergenceError, ParameterError, ParameterTypeError, ResourceError
 from fastbp.choices import (
     BACKENDS,
@@ -2062,7 +2065,7 @@ BAD = [
     ({"callback_every": 0}, ParameterError, "'callback_every' must be an integer >= 1"),
     ({"callback_every": 0.5}, ParameterTypeError, "'callback_every'"),
     ({"progress": 1}, ParameterTypeError, "'progress' must be True or False"),
-    ({"epochs": 2**31 - 1}, ResourceError, "the losses of all epochs need"),
+    ({"epochs": 2**31 - 1}, ResourceError, "the losses of 2147483647 'epochs', needs"),
     ({"backend": "numa"}, ParameterError, "did you mean 'numba'"),
     ({"backend": None}, ParameterTypeError, "'backend'"),
     # the network given
@@ -2383,6 +2386,58 @@ def test_losses_of_a_result_may_be_written_to():
     assert actual == expected
 
 
+# --- a network that changes meanwhile -----------------------------------------------------------------------------
+
+
+class Meddling:
+    """Data that does something while it is converted."""
+
+    def __init__(self, array, act):
+        self.array, self.act = array, act
+
+    def __array__(self, dtype=None, copy=None):
+        self.act()
+        return self.array
+
+
+def swap(network):
+    network.params = np.zeros(1)
+
+
+def spoil(network):
+    network.params[:] = np.nan
+
+
+@pytest.mark.parametrize("where", ["X", "y", "sample_weight", "validation"])
+@pytest.mark.parametrize("meddle", [swap, spoil])
+def test_network_that_data_write_to_is_checked_after_them(meddle, where):
+    X, y = task("squared_error")
+    network = Network((3, 4, 2), seed=0)
+    given = {"X": X, "y": y, "sample_weight": np.ones(37), "validation": X}
+    given[where] = Meddling(given[where], lambda: meddle(network))
+    given["validation"] = (given["validation"], y)
+
+    with pytest.raises(DataError):
+        train(**given, network=network, epochs=3)
+
+
+def test_network_made_read_only_by_a_callback_is_trained_on_without_compiling_anew():
+    from fastbp import kernels
+
+    X, y = task("squared_error")
+    network = Network((3, 4, 2), seed=0)
+
+    def close(state):
+        network.params.flags.writeable = False
+
+    expected = bits(train(X, y, network=network.copy(), seed=0, epochs=9))
+    before = len(kernels.run_words.signatures)
+    actual = bits(train(X, y, network=network, seed=0, epochs=9, callback=close))
+
+    assert len(kernels.run_words.signatures) == before
+    assert actual == expected
+
+
 # --- scores that do not exist -------------------------------------------------------------------------------------
 
 SAME = np.full((37, 2), 0.1)
@@ -2485,6 +2540,137 @@ def test_smallest_normal_numbers_are_taken(dtype):
     result = train(XOR_X, XOR_Y, **settings, huber_delta=smallest, schedule=ExponentialDecay(1e-307), dtype=dtype)
 
     assert len(result.loss) == 2
+
+
+# --- memory -------------------------------------------------------------------------------------------------------
+
+
+def data_for(rows, inputs, dtype="float64", classes=False):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(rows, inputs)).astype(dtype), rng.integers(0, 3, rows) if classes else rng.normal(size=rows)
+
+
+MEMORIES = {
+    "padded": (data_for, (20_000, 20), {"batch_size": 1, "shuffle": False}),
+    "half padded": (data_for, (50_000, 3), {"batch_size": 9, "shuffle": False, "dtype": "float32"}),
+    "shuffled": (data_for, (200_000, 3), {"batch_size": 1000}),
+    "shuffled float32": (data_for, (200_000, 1, "float32"), {"batch_size": 1000}),
+    "full batch": (data_for, (100_000, 10), {"batch_size": None}),
+    "share": (data_for, (200_000, 2, "float32"), {"batch_size": 1000, "validation": 0.4}),
+    "share in order": (data_for, (100_000, 8), {"batch_size": None, "validation": 0.4}),
+    "data": (data_for, (20_000, 8), {"batch_size": None, "validation": data_for(80_000, 8)}),
+    "weights": (data_for, (100_000, 4), {"batch_size": 100, "sample_weight": np.ones(100_000)}),
+    "classes": (data_for, (200_000, 1, "float32", True), {"loss": "cross_entropy", "class_weight": "balanced"}),
+    "parameters": (data_for, (10, 100), {"hidden": (3000, 300), "epochs": 1}),
+    "best parameters": (data_for, (10, 100), {"hidden": 10_000, "epochs": 2, "validation": 0.5, "patience": 3}),
+    "callback": (data_for, (10, 100), {"hidden": 10_000, "callback": lambda state: None}),
+    "epochs": (data_for, (4, 1), {"batch_size": None, "epochs": 500_000}),
+    "epochs of validation": (data_for, (4, 1), {"batch_size": None, "epochs": 300_000, "validation": 0.5}),
+    "wide block": (data_for, (64, 5), {"hidden": (2000, 10, 2000), "batch_size": None}),
+}
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_memory_is_estimated_before_it_is_taken(name, monkeypatch):
+    make, shape, settings = MEMORIES[name]
+    settings = {"epochs": 1, "seed": 0} | settings
+    train(*make(40, *shape[1:]), **settings | {"sample_weight": None})  # imports, and compiles
+    estimates = []
+    monkeypatch.setattr(checks, "memory", lambda needed, what: estimates.append((what, needed)))
+    X, y = make(*shape)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        peak = train(X, y, **settings) and tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    [estimate] = [needed for what, needed in estimates if what.startswith("this training")]
+    held = settings.get("validation")
+    given = [X, y, settings.get("sample_weight"), *(held if isinstance(held, tuple) else ())]
+    precision = settings.get("dtype", X.dtype)
+    peak += sum(array.nbytes for array in given if array is not None and array.dtype == precision)  # used as they are
+
+    assert peak > 2e6
+    assert peak <= estimate + 10**5  # objects of Python
+    assert estimate <= 1.5 * peak
+
+
+TOO_BIG = [
+    ({"epochs": 10**9, "time_limit": 1.0}, "this training, most of it for the losses of 1000000000 'epochs', needs"),
+    ({"batch_size": 1, "shuffle": False, "epochs": 1}, "most of it for 4 rows, batches of 1 padded to 8, needs"),
+    ({"hidden": (100, 100)}, "most of it for 10501 parameters, needs"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), TOO_BIG)
+def test_training_that_does_not_fit_says_what_is_too_big(settings, message, monkeypatch):
+    monkeypatch.setattr(checks, "_physical_memory", lambda: 400_000 if "hidden" in settings else 1000)
+    monkeypatch.setattr(MODULE, "engine", lambda backend: pytest.fail("something was allocated"))
+    with pytest.raises(ResourceError, match=message):
+        train(XOR_X, XOR_Y, **settings)
+
+
+def test_damaged_position_never_reaches_memory_that_is_estimated():
+    """A resumed training counts the epochs that were done."""
+    result = whole("momentum", "", epochs=3)
+    with pytest.raises(ResourceError, match="the losses of 2147483650 'epochs'"):
+        resume(result, **data_of("momentum"), epochs=2**31 - 1)
+
+
+# --- laying out in pieces -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["share with weights", "balanced", "data with weights", "all at once"])
+@pytest.mark.parametrize("changed", [{}, {"shuffle": False, "batch_size": 7}, {"backend": "numpy"}], ids=str)
+def test_pieces_in_which_data_are_laid_out_never_show(name, changed, monkeypatch):
+    expected = outcome(train(**arguments(name, epochs=3, **changed)))
+    monkeypatch.setattr(workspace, "PIECE", 20)  # three rows
+    actual = outcome(train(**arguments(name, epochs=3, **changed)))
+
+    for figure in ("validation_score", "validation_misfit"):  # sums of three rows round otherwise
+        expected.pop(figure, None)
+        actual.pop(figure, None)
+
+    assert len(list(workspace.pieces(37, 6))) == 13
+    assert actual == expected
+
+
+@pytest.mark.parametrize("after", [1, 5, 14, 20])
+def test_interrupt_between_two_pieces_loses_nothing(after, monkeypatch):
+    X, y = task("squared_error")
+    network = Network((3, 4, 2), seed=0)
+    before, plain, done = network.params.tobytes(), workspace.pieces, []
+
+    def interrupted(n, numbers):
+        for piece in plain(n, numbers):
+            done.append(piece)
+            if len(done) > after:
+                raise KeyboardInterrupt
+            yield piece
+
+    settings = {"batch_size": 5, "shuffle": False, "validation": 0.3, "seed": 0, "epochs": 3}
+    expected = outcome(train(X, y, network=network.copy(), **settings))
+    with monkeypatch.context() as patch:
+        patch.setattr(workspace, "PIECE", 20)
+        patch.setattr(workspace, "pieces", interrupted)
+        patch.setattr(MODULE, "pieces", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(X, y, network=network, **settings)
+    after_it = network.params.tobytes()
+    actual = outcome(train(X, y, network=network, **settings))
+
+    assert after_it == before
+    assert actual == expected
+
+
+def test_pieces_are_short_whatever_the_shape():
+    for n, numbers in [(10**7, 6), (1, 10**9), (3, 10**9), (10**5, 1)]:
+        parts = list(workspace.pieces(n, numbers))
+
+        assert parts[0].start == 0
+        assert parts[-1].stop == n
+        assert all(a.stop == b.start for a, b in itertools.pairwise(parts))
+        assert max(part.stop - part.start for part in parts) <= max(1, 2**17 // numbers)
 
 
 # --- fork ---------------------------------------------------------------------------------------------------------
