@@ -320,7 +320,8 @@ def train(
     dtype : {"float32", "float64"}, optional
         Precision of the arithmetic; by default float32 if X is float32 or float16, else float64.
     backend : {"numba", "numpy"}
-        Compiled kernels, or the NumPy reference: the same result to rounding, slower.
+        Compiled kernels, or the NumPy reference, slower: the same result to rounding, unless an exponential comes near
+        the largest number, since that of the kernels ends at e^709, or e^88 in float32, and NumPy's overflows.
 
     Returns
     -------
@@ -345,9 +346,12 @@ def train(
 
     Notes
     -----
-    The same arguments, seed and version give the same bits on every CPU with fused multiply-add. Ctrl-C raises
-    KeyboardInterrupt within 50 ms, or after the order of an epoch is drawn: 90 ms for ten million shuffled rows. A
-    `network` that was handed in then has the weights reached so far.
+    The same arguments, seed and version give the same bits on every CPU with fused multiply-add; with
+    ``backend="numpy"`` only on the same machine, since NumPy's products and functions differ between CPUs.
+
+    Once an epoch has begun, Ctrl-C raises KeyboardInterrupt within 50 ms, or after its order is drawn: 90 ms for ten
+    million shuffled rows. The NumPy reference ends its batch first, and drawing the rows of a `validation` share is one
+    call of NumPy. A `network` that was handed in then has the weights reached so far.
 
     Numbers of X and y that are subnormal, below 1e-38 in float32 and 2e-308 in float64, count as 0.
 
