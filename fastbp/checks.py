@@ -72,10 +72,11 @@ def count(name: str, value: object, minimum: int = 1, maximum: int = 2**31 - 1) 
     Traceback (most recent call last):
     fastbp.checks.ParameterError: 'batch_size' must be an integer >= 1, got 0
     """
+    value = _plain(value)
     # timedelta64 is an np.integer by inheritance
     if isinstance(value, (bool, np.timedelta64)) or not isinstance(value, (int, np.integer)):
         raise ParameterTypeError(f"{name!r} must be an integer >= {minimum}, got {_shown(value)}")
-    result = int(operator.index(value))
+    result = operator.index(value)
     if result < minimum:
         raise ParameterError(f"{name!r} must be an integer >= {minimum}, got {_shown(value)}")
     if result > maximum:
@@ -101,6 +102,7 @@ def number(
     limits = (">", above), (">=", at_least), ("<", below), ("<=", at_most)
     bounds = [f"{sign} {bound:g}" for sign, bound in limits if bound is not None]
     requirement = f"{name!r} must be a finite number {' and '.join(bounds)}".rstrip()
+    value = _plain(value)
     if isinstance(value, (bool, np.timedelta64)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise ParameterTypeError(f"{requirement}, got {_shown(value)}")
     try:
@@ -116,6 +118,7 @@ def number(
 
 def flag(name: str, value: object) -> bool:
     """Return True or False, of Python or NumPy; 0 and 1 are not flags."""
+    value = _plain(value)
     if not isinstance(value, (bool, np.bool_)):
         raise ParameterTypeError(f"{name!r} must be True or False, got {_shown(value)}")
     return bool(value)
@@ -130,13 +133,14 @@ def choice(name: str, value: object, allowed: Iterable[str], condition: str = ""
     """
     names = tuple(allowed)
     requirement = f"{name!r} must be one of {', '.join(map(repr, names))}{condition}"
+    value = _plain(value)
     if not isinstance(value, str):
         raise ParameterTypeError(f"{requirement}, got {_shown(value)}")
     if value not in names:
         close = difflib.get_close_matches(value[:80].lower(), names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ParameterError(f"{requirement}, got {_shown(value)}{hint}")
-    return str(value)
+    return value
 
 
 def seed(value: object) -> int:
@@ -152,6 +156,7 @@ def hidden(value: object, name: str = "hidden") -> tuple[int, ...]:
     >>> hidden(64), hidden([64, 32]), hidden(())
     ((64,), (64, 32), ())
     """
+    value = _plain(value)
     if isinstance(value, (int, np.integer)):
         return (count(name, value),)
     if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iu":
@@ -173,6 +178,7 @@ def sizes(value: object) -> tuple[int, ...]:
 
 def activations(value: object, hidden_layers: int) -> tuple[str, ...]:
     """Return the name of the activation of each hidden layer, given one for all or a list or tuple of one for each."""
+    value = _plain(value)
     if isinstance(value, str):
         return (choice("activation", value, choices.ELEMENTWISE),) * hidden_layers
     if not isinstance(value, (list, tuple)):
@@ -213,9 +219,10 @@ _BOUNDS: dict[type, dict[str, dict[str, float]]] = {
 
 def _settings(name: str, value: object, table: dict[str, Any], **replaced: Any) -> Any:
     """Return checked settings, given a name of the table or an instance of one of its classes."""
+    value = _plain(value)
     settings: Any = table[choice(name, value, table)]() if isinstance(value, str) else value
     # No subclasses: kernels read the fields, which a subclass could make disagree with what is checked here.
-    if type(settings) not in table.values():
+    if not any(type(settings) is kind for kind in table.values()):
         names, kinds = ", ".join(map(repr, table)), ", ".join(kind.__name__ for kind in table.values())
         raise ParameterTypeError(f"{name!r} must be one of {names} or an instance of {kinds}, got {_shown(value)}")
     settings = dataclasses.replace(settings, **replaced)
@@ -263,6 +270,7 @@ def dropout(value: object, hidden_layers: int) -> tuple[float, ...]:
     >>> dropout(0.5, 2), dropout([0.2, 0], 2), dropout(0.0, 2)
     ((0.5, 0.5), (0.2, 0.0), ())
     """
+    value = _plain(value)
     values = list(value) if isinstance(value, (list, tuple)) else [value] * max(hidden_layers, 1)
     each = isinstance(value, (list, tuple))
     rates = tuple(number(f"dropout[{i}]" if each else "dropout", v, **_SHARE) for i, v in enumerate(values))
@@ -295,8 +303,9 @@ def normal(precision: np.dtype[Any], **numbers: float) -> None:
 def dtype(value: object, X: object = None) -> np.dtype[Any]:
     """Return float32 or float64; None stands for float32 if X is float32 or float16, else for float64."""
     if value is None:
-        given = getattr(X, "dtype", None)
+        given = _attribute(X, "dtype")
         return np.dtype(np.float32 if isinstance(given, np.dtype) and given.type in (np.float32, np.float16) else float)
+    value = _plain(value)
     if isinstance(value, str):
         return np.dtype(choice("dtype", value, ("float32", "float64")))
     scalar = value.type if isinstance(value, np.dtype) else value
@@ -332,23 +341,33 @@ def layer(name: str, value: object, dimensions: int) -> Array:
 
 def instance(name: str, value: object, kind: type) -> None:
     """Check that the value is of this class."""
-    if not isinstance(value, kind):
+    if not issubclass(type(value), kind):  # not isinstance(), which believes what a mock says of its class
         raise ParameterTypeError(f"{name!r} must be a {kind.__name__}, got {_shown(value)}")
 
 
 def alone(**settings: tuple[object, object]) -> None:
     """Refuse settings, given with their defaults, that a ready network brings with it."""
     for name, (value, default) in settings.items():
-        if value is not default and (isinstance(value, np.ndarray) or value != default):
+        plain = _plain(value)
+        plain = plain.item() if isinstance(plain, np.generic) else plain
+        # Only plain values are compared: what a Series, a tensor or pd.NA answers has no truth.
+        if value is not default and (type(plain) not in (str, bool, int, float, tuple) or plain != default):
             raise ParameterError(f"{name!r} must be left out where 'network' is given, which brings its own")
 
 
 def path(value: object) -> str:
     """Return the path of a file, given as a str or os.PathLike; a number would be taken for an open file."""
+    value = _plain(value)
     if not isinstance(value, (str, os.PathLike)):
         raise ParameterTypeError(f"'path' must be a str or os.PathLike, got {_shown(value)}")
-    name = os.fsdecode(value)
-    if "\0" in name:
+    try:
+        name = os.fsdecode(value)
+        encoded = os.fsencode(name)
+    except UnicodeError as error:
+        raise ParameterError("'path' must hold only characters that names of files can have here") from error
+    except Exception as error:  # whatever a foreign __fspath__ raises
+        raise ParameterTypeError(f"'path' must have a name as str or bytes, got {_shown(value)}") from error
+    if b"\0" in encoded:
         raise ParameterError("'path' must not contain the character NUL")
     return name
 
@@ -431,6 +450,7 @@ def row_weights(value: object, n: int, dtype: np.dtype[Any], name: str = "sample
 
 def class_weight(value: object) -> str | dict[int, float] | None:
     """Return None, "balanced" or a dict of class numbers and weights."""
+    value = _plain(value)
     if value is None:
         return None
     if isinstance(value, dict):
@@ -466,6 +486,7 @@ def class_weights(value: str | dict[int, float], loss: str, y: Array, weights: A
 
 def validation(value: object) -> float | None:
     """Return the share of rows for validation, or None if there is none or `value` is a tuple of data."""
+    value = _plain(value)
     if value is None or (isinstance(value, tuple) and len(value) in (2, 3)):
         return None
     if isinstance(value, (tuple, list, np.ndarray)):
@@ -485,14 +506,20 @@ def memory(bytes_needed: int, what: str) -> None:
 
 def _array(name: str, value: object, dtype: np.dtype[Any]) -> Array:
     """Return `value` as an array of real numbers, dtype and layout as they are; refuse what NumPy would guess at."""
-    if hasattr(value, "toarray"):
+    if type(value) is not np.ndarray and not issubclass(type(value), np.generic):  # a scalar of NumPy is an array
+        value = _plain(value)
+    if _attribute(value, "toarray") is not None:
         raise ParameterTypeError(f"{name!r} must be dense, got {_shown(value)}; convert it with .toarray()")
-    if isinstance(value, np.matrix) or not (isinstance(value, (list, tuple)) or hasattr(value, "__array__")):
+    listed = isinstance(value, (list, tuple))
+    if isinstance(value, np.matrix) or not (listed or _attribute(value, "__array__") is not None):
         raise ParameterTypeError(f"{name!r} must be an array or a list of numbers, got {_shown(value)}")
     try:
         array = np.asarray(value)
     except Exception as error:  # ragged lists; whatever a foreign __array__ raises
-        raise DataError(f"{name!r} must convert to an array with rows of equal length, got {_shown(value)}") from error
+        # Errors of type or state say what is wrong with the object; one of value may show data.
+        said = f": {str(error)[:120]}" if type(error) in (TypeError, RuntimeError) and not listed else ""
+        shape = " with rows of equal length" * listed
+        raise DataError(f"{name!r} must convert to an array{shape}, got {_shown(value)}{said}") from error
     if array.dtype.kind not in "biuf":
         hint = "; convert with .astype(float)" if array.dtype.kind in "OSTU" else ""
         if hint and name in ("y", "validation[1]"):
@@ -506,6 +533,39 @@ def _array(name: str, value: object, dtype: np.dtype[Any]) -> Array:
     if not _ready(array, dtype):
         memory(array.size * dtype.itemsize, f"{name!r} of shape {array.shape}")
     return array
+
+
+def _attribute(value: object, name: str) -> Any:
+    """Return an attribute, None if there is none or a foreign object fails at the question."""
+    try:
+        return getattr(value, name, None)
+    except Exception:
+        return None
+
+
+_PLAIN: dict[type, Any] = {
+    str: str.__str__,
+    int: int.__index__,
+    float: float.__float__,
+    list: list.copy,
+    tuple: lambda value: tuple.__getitem__(value, slice(None)),
+    dict: lambda value: dict(dict.items(value)),
+}
+
+
+def _plain(value: object) -> Any:
+    """Return an instance of a subclass as the int, float, str, list, tuple or dict it is, and all else as it is.
+
+    What a subclass does in its methods, then, neither decides a check nor breaks out of it. A proxy that cannot say of
+    which class it is, which isinstance() asks, becomes an object that only shares its name.
+    """
+    kind = type(value)
+    if _attribute(value, "__class__") is None:
+        return type(kind.__name__, (), {})()
+    for base, convert in _PLAIN.items():
+        if issubclass(kind, base):
+            return value if kind is base or kind is bool else convert(value)
+    return value
 
 
 def _ready(array: Array, dtype: np.dtype[Any]) -> bool:

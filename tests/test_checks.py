@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import datetime
 import decimal
+import enum
 import fractions
 import math
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import hypothesis.extra.numpy as npst
 import numpy as np
+import pandas
 import pytest
 import scipy.sparse
 from hypothesis import given, settings
@@ -388,6 +390,7 @@ X_ARRAY = "'X' must be an array or a list of numbers, got "
 Y_ARRAY = "'y' must be an array or a list of numbers, got "
 X_SHAPE = "'X' must be 2-D (rows, columns), got shape "
 Y_SHAPE = "'y' must have shape (rows,) or (rows, outputs), got shape "
+X_ANY = "'X' must convert to an array, got "
 X_EQUAL = "'X' must convert to an array with rows of equal length, got "
 Y_EQUAL = "'y' must convert to an array with rows of equal length, got "
 X_REAL = "'X' must hold real numbers, got dtype "
@@ -479,8 +482,10 @@ REFUSED = [
         ParameterTypeError,
         "'X' must be dense, got csr_matrix of shape (2, 2)",
     ),
-    ("features", Foreign(TypeError("on a GPU")), DataError, X_EQUAL),
-    ("features", Foreign([1]), DataError, X_EQUAL + "Foreign"),
+    ("features", Foreign(TypeError("on a GPU")), DataError, X_ANY + "Foreign: on a GPU"),
+    ("features", Foreign(RuntimeError("use .detach()" + 500 * "!")), DataError, X_ANY + "Foreign: use .detach()!!!!"),
+    ("features", Foreign(ValueError("of a value")), DataError, X_ANY + "Foreign"),
+    ("features", Foreign([1]), DataError, X_ANY + "Foreign"),
     ("features", Foreign(np.ones(2, object)), DataError, X_REAL + "object"),
     ("features", far_away, ResourceError, "'X' of shape (1000000000, 100000) needs"),
     # values of X
@@ -768,10 +773,25 @@ REFUSED += [
     ),
     ("class_weight", 1.0, ParameterTypeError, "'class_weight' must be 'balanced' or a dict, got 1.0"),
     ("class_weight", [1, 2], ParameterTypeError, "'class_weight' must be 'balanced' or a dict, got list of length 2"),
-    ("class_weight", {"a": 1}, ParameterTypeError, "'class_weight' must be an integer >= 0, got 'a'"),
-    ("class_weight", {True: 1}, ParameterTypeError, "'class_weight' must be an integer >= 0, got True"),
+    (
+        "class_weight",
+        {"a": 1},
+        ParameterTypeError,
+        "'class_weight' must be an integer >= 0, got 'a'",
+    ),
+    (
+        "class_weight",
+        {True: 1},
+        ParameterTypeError,
+        "'class_weight' must be an integer >= 0, got True",
+    ),
     ("class_weight", {-1: 1}, ParameterError, "'class_weight' must be an integer >= 0, got -1"),
-    ("class_weight", {65537: 1}, ParameterError, "'class_weight' must be an integer <= 65536, got 65537"),
+    (
+        "class_weight",
+        {65537: 1},
+        ParameterError,
+        "'class_weight' must be an integer <= 65536, got 65537",
+    ),
     ("class_weight", {3: -1}, ParameterError, "'class_weight[3]' must be a finite number >= 0, got -1"),
     ("class_weight", {3: math.inf}, ParameterError, "'class_weight[3]' must be a finite number >= 0, got inf"),
     ("class_weight", {3: "1"}, ParameterTypeError, "'class_weight[3]' must be a finite number >= 0, got '1'"),
@@ -1333,3 +1353,116 @@ def test_divergence_error_survives_pickling():
     assert (actual.epoch, actual.result, str(actual)) == (7, {"loss": [1.0]}, str(expected))
     assert "epoch 7" in str(actual)
     assert actual.__notes__ == ["while tuning"]
+
+
+# --- subclasses and objects that answer with errors ---------------------------------------------------------------
+
+
+def failing(*_, **__):
+    raise RuntimeError("mine")
+
+
+METHODS = [
+    *("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__hash__", "__bool__", "__len__", "__iter__"),
+    *("__getitem__", "__contains__", "__index__", "__int__", "__float__", "__str__", "__repr__", "__format__"),
+    *("__add__", "__mul__", "__array__", "__array_ufunc__", "__array_function__", "__getattr__", "copy", "item"),
+    *("tolist", "lower", "keys", "values", "items", "bit_length", "__fspath__"),
+]
+
+
+def hostile(base, *arguments):
+    """An instance of a subclass whose every method fails."""
+    methods = {name: failing for name in METHODS if name != "__hash__"} | {"__hash__": object.__hash__}
+    return type("Hostile", (base,), methods)(*arguments)
+
+
+class WithoutClass:
+    """As a proxy is whose object is not there yet."""
+
+    @property
+    def __class__(self):
+        raise RuntimeError("not there")
+
+    def __getattr__(self, name):
+        raise RuntimeError("not there")
+
+
+HOSTILE = {
+    "object": lambda: hostile(object),
+    "int": lambda: hostile(int, 3),
+    "float": lambda: hostile(float, 0.5),
+    "str": lambda: hostile(str, "tanh"),
+    "list": lambda: hostile(list, [3, 2]),
+    "tuple": lambda: hostile(tuple, (3, 2)),
+    "dict": lambda: hostile(dict, {0: 1.0}),
+    "array": lambda: np.arange(3.0).view(type("Hostile", (np.ndarray,), {"tolist": failing, "item": failing})),
+    "proxy": WithoutClass,
+    "list of objects": lambda: [hostile(object)] * 3,
+    "dict of objects": lambda: {0: hostile(object)},
+    "key": lambda: {hostile(object): 1.0},
+    "class": lambda: type("Meta", (type,), {"__eq__": failing, "__hash__": type.__hash__})("Mine", (), {})(),
+}
+
+
+@pytest.mark.parametrize("check", [*SETTINGS, *DATA])
+def test_hostile_object_passes_or_fails_by_a_typed_error(check):
+    for make in HOSTILE.values():
+        actual = outcome(check, make())
+
+        assert isinstance(actual, FastbpError) or type(actual).__module__ != __name__
+
+
+@pytest.mark.parametrize("value", [3, 0.5, "tanh", [3, 2], (3, 2), {0: 1.0}], ids=repr)
+def test_subclass_counts_as_its_base_whatever_its_methods_do(value):
+    checks_that_pass = [check for check in SETTINGS if not isinstance(outcome(check, value), FastbpError)]
+
+    for check in checks_that_pass:
+        expected = outcome(check, value)
+        actual = outcome(check, hostile(type(value), value))
+
+        assert actual == expected
+        assert type(actual) is type(expected)
+    assert checks_that_pass or value == {0: 1.0}
+
+
+def test_member_of_an_enumeration_is_its_value():
+    class Activation(str, enum.Enum):  # noqa: UP042 - whose str() is not the value
+        RELU = "relu"
+
+    expected = "relu"
+    actual = checks.choice("activation", Activation.RELU, ELEMENTWISE)
+
+    assert actual == expected
+    assert type(actual) is str
+
+
+NO_DEFAULT = {
+    "NumPy integer": np.int64(4),
+    "NumPy float": np.float32(0.5),
+    "array": np.zeros(2),
+    "array of nothing": np.zeros(0),
+    "Series": pandas.Series([1, 2]),
+    "pd.NA": pandas.NA,
+    "hostile": hostile(object),
+    "hostile str": hostile(str, "tanh"),
+    "proxy": WithoutClass(),
+    "list": [],
+}
+DEFAULTS = [(), "relu", True, 1.0, None]
+
+
+@pytest.mark.parametrize("name", NO_DEFAULT)
+@pytest.mark.parametrize("default", DEFAULTS, ids=repr)
+def test_what_is_not_the_default_is_refused_beside_a_network(name, default):
+    with pytest.raises(ParameterError, match="'hidden' must be left out where 'network' is given"):
+        checks.alone(hidden=(NO_DEFAULT[name], default))
+
+
+@pytest.mark.parametrize(
+    ("value", "default"),
+    [*((default, default) for default in DEFAULTS), (1, 1.0), (np.float32(1), 1.0), (np.str_("relu"), "relu"),
+     (np.True_, True), (np.float64(1), 1.0)],
+    ids=repr,
+)  # fmt: skip
+def test_default_is_accepted_beside_a_network(value, default):
+    checks.alone(hidden=(value, default))
