@@ -57,7 +57,10 @@ class DivergenceError(FastbpError, ArithmeticError):
     """Loss or weights ceased to be finite in `epoch`, counted from 1; `result` ends with the last finite weights."""
 
     def __init__(self, epoch: int, result: Any = None) -> None:
-        super().__init__(f"loss or weights ceased to be finite in epoch {epoch}; try a smaller 'learning_rate'")
+        super().__init__(
+            f"loss or weights ceased to be finite in epoch {epoch}: 'learning_rate' is too large for this training, "
+            "or X, y or the first weights are; numbers near 1 are safe"
+        )
         self.epoch = epoch
         self.result = result
 
@@ -65,7 +68,9 @@ class DivergenceError(FastbpError, ArithmeticError):
         return type(self), (self.epoch, self.result), self.__dict__  # the default would pass the message as the epoch
 
 
-def count(name: str, value: object, minimum: int = 1, maximum: int = 2**31 - 1) -> int:
+def count(
+    name: str, value: object, minimum: int = 1, maximum: int = 2**31 - 1, requirement: str = "must be an integer"
+) -> int:
     """Return a Python or NumPy integer in minimum..maximum as an int; True is not a count.
 
     >>> count("batch_size", 0)
@@ -75,12 +80,12 @@ def count(name: str, value: object, minimum: int = 1, maximum: int = 2**31 - 1) 
     value = _plain(value)
     # timedelta64 is an np.integer by inheritance
     if isinstance(value, (bool, np.timedelta64)) or not isinstance(value, (int, np.integer)):
-        raise ParameterTypeError(f"{name!r} must be an integer >= {minimum}, got {_shown(value)}")
+        raise ParameterTypeError(f"{name!r} {requirement} >= {minimum}, got {_shown(value)}")
     result = operator.index(value)
     if result < minimum:
-        raise ParameterError(f"{name!r} must be an integer >= {minimum}, got {_shown(value)}")
+        raise ParameterError(f"{name!r} {requirement} >= {minimum}, got {_shown(value)}")
     if result > maximum:
-        raise ParameterError(f"{name!r} must be an integer <= {maximum}, got {_shown(value)}")
+        raise ParameterError(f"{name!r} {requirement} <= {maximum}, got {_shown(value)}")
     return result
 
 
@@ -454,10 +459,10 @@ def class_weight(value: object) -> str | dict[int, float] | None:
     if value is None:
         return None
     if isinstance(value, dict):
-        return {
-            count("class_weight", key, 0, _MOST_CLASSES): number(f"class_weight[{key}]", weight, **_AT_LEAST_0)
-            for key, weight in value.items()
-        }
+        must = "must be a dict whose keys are integers"
+        keys = [count("class_weight", key, 0, _MOST_CLASSES, must) for key in value]
+        weights = zip(keys, value.values(), strict=True)
+        return {key: number(f"class_weight[{key}]", weight, **_AT_LEAST_0) for key, weight in weights}
     if not isinstance(value, str):
         raise ParameterTypeError(f"'class_weight' must be 'balanced' or a dict, got {_shown(value)}")
     return choice("class_weight", value, ("balanced",), " or a dict of class numbers and weights")

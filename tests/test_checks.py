@@ -9,6 +9,7 @@ import fractions
 import math
 import os
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -777,20 +778,20 @@ REFUSED += [
         "class_weight",
         {"a": 1},
         ParameterTypeError,
-        "'class_weight' must be an integer >= 0, got 'a'",
+        "'class_weight' must be a dict whose keys are integers >= 0, got 'a'",
     ),
     (
         "class_weight",
         {True: 1},
         ParameterTypeError,
-        "'class_weight' must be an integer >= 0, got True",
+        "'class_weight' must be a dict whose keys are integers >= 0, got True",
     ),
-    ("class_weight", {-1: 1}, ParameterError, "'class_weight' must be an integer >= 0, got -1"),
+    ("class_weight", {-1: 1}, ParameterError, "'class_weight' must be a dict whose keys are integers >= 0, got -1"),
     (
         "class_weight",
         {65537: 1},
         ParameterError,
-        "'class_weight' must be an integer <= 65536, got 65537",
+        "'class_weight' must be a dict whose keys are integers <= 65536, got 65537",
     ),
     ("class_weight", {3: -1}, ParameterError, "'class_weight[3]' must be a finite number >= 0, got -1"),
     ("class_weight", {3: math.inf}, ParameterError, "'class_weight[3]' must be a finite number >= 0, got inf"),
@@ -1353,6 +1354,11 @@ def test_divergence_error_survives_pickling():
     assert (actual.epoch, actual.result, str(actual)) == (7, {"loss": [1.0]}, str(expected))
     assert "epoch 7" in str(actual)
     assert actual.__notes__ == ["while tuning"]
+
+
+@pytest.mark.parametrize("word", ["'learning_rate'", "X", "y", "weights"])
+def test_divergence_error_names_every_possible_cause(word):
+    assert re.search(rf"(?<!\w){word}(?!\w)", str(DivergenceError(1)))
 
 
 # --- subclasses and objects that answer with errors ---------------------------------------------------------------
