@@ -27,6 +27,7 @@ _MOST_LAYERS = 1000
 _MOST_CLASSES = 2**16
 _SUM_TOLERANCE = 1e-5  # of a row of probabilities; rounding them to float32 moves their sum by 6e-8 at most
 _BYTES_PER_GIB = 2**30
+_PIECE = 2**18  # values converted and looked at in one go, half a millisecond: what Ctrl-C may have to wait for
 
 
 class FastbpError(Exception):
@@ -329,7 +330,18 @@ def parameters(params: Array, units: tuple[int, ...], bias: bool, *, writeable: 
     if not good or params.shape != (size,) or not params.flags.c_contiguous or params.flags.writeable < writeable:
         kind = "a writeable float array" if writeable else "a float array"
         raise DataError(f"'network.params' must be {kind} of shape ({size},), got {_shown(params)}")
-    _finite("network.params", params, params.dtype)
+    finite("network.params", params, params.dtype)
+
+
+def replacement(value: object, params: Array) -> Array:
+    """Return what shall be copied over the vector of parameters, given an array of its form; values may be any."""
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+        raise DataError(f"'network.params' must be an ndarray without a mask, got {_shown(value)}")
+    array = np.asarray(value)  # without the methods of a subclass
+    if array.dtype != params.dtype or array.shape != params.shape or not array.flags.c_contiguous:
+        required = f"a contiguous {params.dtype} array of shape {params.shape}"
+        raise DataError(f"'network.params' must be {required}, got {_shown(value)}")
+    return array
 
 
 def layer(name: str, value: object, dimensions: int) -> Array:
@@ -341,7 +353,7 @@ def layer(name: str, value: object, dimensions: int) -> Array:
     array = _array(name, value, np.dtype(float))
     if array.ndim != dimensions:
         raise DataError(f"{name!r} must be {dimensions}-D, got shape {array.shape}")
-    return _finite(name, array, dtype(None, array))
+    return finite(name, array, dtype(None, array))
 
 
 def instance(name: str, value: object, kind: type) -> None:
@@ -399,7 +411,7 @@ def features(
         raise DataError(f"{name} has {_plural(columns, 'column')}, the network has {_plural(inputs, 'input')}")
     if columns < 1:
         raise DataError(f"{name!r} must have at least 1 column, got shape {array.shape}")
-    return _finite(name, array, dtype)
+    return finite(name, array, dtype)
 
 
 def targets(y: object, loss: str, n: int, outputs: int | None, dtype: np.dtype[Any], name: str = "y") -> Array:
@@ -428,7 +440,7 @@ def targets(y: object, loss: str, n: int, outputs: int | None, dtype: np.dtype[A
         raise DataError(f"{name} has {_plural(columns, 'column')}, the network has {_plural(outputs, 'output')}")
     if loss == "binary_cross_entropy":  # checked as given: 1 - 1e-9 is 1 in float32
         _every(name, (array == 0) | (array == 1), "be 0 or 1 with the loss 'binary_cross_entropy'")
-    work = _finite(name, array, dtype)
+    work = finite(name, array, dtype)
     if loss == "poisson":
         _every(name, work >= 0, "be >= 0 with the loss 'poisson'")
     if loss == "cross_entropy":
@@ -444,7 +456,7 @@ def row_weights(value: object, n: int, dtype: np.dtype[Any], name: str = "sample
     array = _array(name, value, dtype)
     if array.shape != (n,):
         raise DataError(f"{name!r} must have shape ({n},), a number for each row, got shape {array.shape}")
-    weights = _finite(name, array, dtype)
+    weights = finite(name, array, dtype)
     _every(name, weights >= 0, "be >= 0")
     smallest = np.finfo(dtype).tiny  # kernels take less for 0
     _every(name, (weights == 0) | (weights >= smallest), f"be 0 or at least {smallest:.3g} in {dtype}")
@@ -578,16 +590,23 @@ def _ready(array: Array, dtype: np.dtype[Any]) -> bool:
     return array.dtype == dtype and array.flags.carray
 
 
-def _finite(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
+def finite(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
     """Cast to the working dtype and layout; raise DataError unless every value is finite there."""
-    work = array
-    if not _ready(array, dtype):  # asked for speed: features() takes 2.4 us if it is, else 6.4
-        with np.errstate(all="ignore"):
-            work = np.require(array, dtype, ["C", "A", "W"])
-    finite = np.isfinite(work)
-    if not finite.all():
+    ready = _ready(array, dtype)
+    if ready and array.size <= _PIECE:  # asked for speed: features() takes 2.4 us then
+        work, good = array, bool(np.isfinite(array).all())
+    else:
+        work, good = array if ready else np.empty(array.shape, dtype), True
+        rows = max(1, _PIECE * len(array) // max(array.size, 1))
+        for first in range(0, len(array), rows):  # in pieces, since NumPy does not attend to Ctrl-C
+            piece = work[first : first + rows]
+            if not ready:
+                with np.errstate(all="ignore"):
+                    piece[:] = array[first : first + rows]
+            good = good and bool(np.isfinite(piece).all())
+    if not good:
         _every(name, np.isfinite(array), "be finite, without NaN or infinity")
-        _every(name, finite, f"not overflow {dtype}" + " (use dtype='float64')" * (dtype == np.float32))
+        _every(name, np.isfinite(work), f"not overflow {dtype}" + " (use dtype='float64')" * (dtype == np.float32))
     return work
 
 

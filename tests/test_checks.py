@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import sys
+import tracemalloc
 from pathlib import Path
 
 import hypothesis.extra.numpy as npst
@@ -1472,3 +1473,42 @@ def test_what_is_not_the_default_is_refused_beside_a_network(name, default):
 )  # fmt: skip
 def test_default_is_accepted_beside_a_network(value, default):
     checks.alone(hidden=(value, default))
+
+
+# --- large arrays -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("form", [np.array, np.asfortranarray, lambda X: X.astype(np.float16), lambda X: X[::-1]])
+@pytest.mark.parametrize("piece", [1, 7, 100])
+def test_pieces_in_which_rows_are_converted_show_in_no_bit(piece, form, dtype, monkeypatch):
+    X = form(np.arange(60.0).reshape(20, 3))
+    monkeypatch.setattr(checks, "_PIECE", piece)
+
+    expected = X.astype(dtype)
+    actual = checks.features(X, dtype)
+
+    assert_ready(actual, dtype)
+    assert actual.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e39])
+def test_bad_values_of_all_pieces_are_counted(value, monkeypatch):
+    X = np.ones((20, 3))
+    X[4, 1] = X[17, 2] = value
+    monkeypatch.setattr(checks, "_PIECE", 7)
+
+    with pytest.raises(DataError, match=r"got 2 bad of 60, the first at \[4, 1\]"):
+        checks.features(X, FLOAT32)
+
+
+def test_conversion_takes_no_array_beside_the_one_it_returns():
+    X = np.ones((10**6, 2), np.float32)
+    tracemalloc.start()
+    try:
+        actual = checks.features(X, FLOAT64)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert actual.nbytes <= peak < actual.nbytes + 2**20
