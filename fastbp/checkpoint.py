@@ -50,6 +50,8 @@ def write(path: Path, metadata: dict[str, Any], arrays: dict[str, Array]) -> Non
     untouched; only if the disk fails to confirm the new name, which comes last, the new one is there, and whole.
     """
     name = checks.path(path)
+    if os.path.basename(name) in ("", os.curdir, os.pardir):  # realpath() would make a file of "directory/"
+        raise IsADirectoryError(errno.EISDIR, "is a directory", name)
     data = _encode(metadata, arrays)
     _decode(data)  # what cannot be read must not replace what can
     target = os.path.realpath(name)
@@ -77,12 +79,21 @@ def write(path: Path, metadata: dict[str, Any], arrays: dict[str, Array]) -> Non
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     """Return what `write` saved; CheckpointError for any other file, ResourceError if it does not fit into memory."""
     name = checks.path(path)
-    with open(name, "rb") as file:
-        size = os.fstat(file.fileno()).st_size  # 0 for a device, which might never end
+    with open(name, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        size = status.st_size
         checks.memory(3 * size, f"the file {name!r}")  # its bytes, those of a member and their array
+        with blaming(name):
+            if not stat.S_ISREG(status.st_mode):  # a pipe or a device, which might never end
+                raise ValueError("it is not a regular file")
         data = file.read(size)
     with blaming(name):
         return _decode(data)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting for a writer at the other end of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 @contextlib.contextmanager
@@ -110,6 +121,11 @@ def _encode(metadata: dict[str, Any], arrays: dict[str, Array]) -> bytes:
         "metadata": metadata,
     }
     text = json.dumps(envelope).encode()
+    if len(text) > _MOST_METADATA:
+        raise checks.ParameterError(
+            f"'class_weight' must have fewer classes to be saved: all settings may take {_MOST_METADATA:,} bytes, "
+            f"got {len(text):,}"
+        )
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         for name, array in {"metadata": np.frombuffer(text, np.uint8), **arrays}.items():

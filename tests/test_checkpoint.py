@@ -1232,3 +1232,63 @@ def test_who_has_the_old_file_open_keeps_it(tmp_path):
 
     assert actual == data
     assert (tmp_path / "saved.npz").read_bytes() != data
+
+
+# --- what stands at the path --------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in the file system")
+def test_pipe_without_a_writer_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    code = """
+import fastbp
+try:
+    fastbp.Network.load("pipe")
+except fastbp.CheckpointError as error:
+    print(error)
+"""
+    assert "not a regular file" in run_python(code, tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["/", "/.", "//"])
+def test_directory_is_not_made_a_file(tmp_path, ending):
+    with pytest.raises(IsADirectoryError):
+        network().save(f"{tmp_path / 'directory'}{ending}")
+
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names are UTF-16 there")
+def test_path_that_cannot_be_a_name_is_refused(tmp_path):
+    with pytest.raises(ParameterError, match=r"^'path' must hold only characters"):
+        network().save(tmp_path / "a\ud800")
+    with pytest.raises(ParameterError, match=r"^'path' must hold only characters"):
+        Network.load("a\ud800")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names are UTF-16 there")
+def test_name_of_any_bytes_is_a_path(tmp_path):
+    name = os.fsdecode(b"a\xff")
+    network().save(tmp_path / name)
+
+    assert same(Network.load(tmp_path / name), network())
+
+
+def test_path_that_fails_to_name_itself_is_refused():
+    class Nameless(os.PathLike):
+        def __fspath__(self):
+            raise RuntimeError
+
+    with pytest.raises(ParameterTypeError, match=r"^'path' must have a name"):
+        network().save(Nameless())
+
+
+def test_training_with_more_settings_than_a_file_holds_is_not_saved(tmp_path):
+    weights = dict.fromkeys(range(2), 1.0) | dict.fromkeys(range(2, 60_000), 1 / 3)
+    X, y = np.zeros((2, 1)), np.eye(2, 60_000)
+    result = fastbp.train(X, y, loss="cross_entropy", class_weight=weights, epochs=0, backend="numpy")
+
+    with pytest.raises(ParameterError, match=r"^'class_weight' must have fewer classes to be saved"):
+        result.save(tmp_path / "file")
+
+    assert os.listdir(tmp_path) == []
