@@ -14,7 +14,7 @@ class Progress:
     """A bar on stderr while it is entered, if `shown`; it counts epochs."""
 
     def __init__(self, epochs: int, shown: bool) -> None:
-        self.epochs, self.shown = epochs, shown
+        self.epochs, self.shown = epochs, shown and sys.stderr is not None  # it is None under pythonw and in services
         self.bar: Any = None
         self.done, self.loss = 0, 0.0
         self.began = self.last = time.perf_counter()

@@ -190,3 +190,18 @@ def test_tqdm_is_not_imported_unless_shown():
         progress.show(1, 0.5)
 
     assert progress.bar is None
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_nothing_is_shown_where_there_is_no_stderr(plain, monkeypatch):
+    """As under pythonw, and in services of Windows."""
+    if plain:
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+    else:
+        pytest.importorskip("tqdm")
+    monkeypatch.setattr(sys, "stderr", None)
+
+    expected = train(X, Y, **SETTINGS, epochs=20).loss.tobytes()
+    actual = train(X, Y, **SETTINGS, epochs=20, progress=True).loss.tobytes()
+
+    assert actual == expected
