@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0, 1 if nobody reads the output to its end, 2 if fastbp refuses a setting, 130 after Ctrl-C.
+        Exit code: 0, 1 if the output cannot be written or nobody reads it to its end, 2 if fastbp refuses a setting,
+        130 after Ctrl-C.
 
     Raises
     ------
@@ -47,9 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     try:
         options.command(options)
-        sys.stdout.flush()
-    except BrokenPipeError:  # as with `| head`; Python would fail once more when it writes the rest at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(end="", flush=True)
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # as with `| head`, which has read enough
+            print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        if sys.stdout:  # Python would fail once more when it writes the rest at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)

@@ -354,3 +354,22 @@ def test_misunderstood_words_show_the_usage(words):
     assert done.returncode == 2
     assert done.stderr.startswith("usage: python -m fastbp")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device")
+@pytest.mark.parametrize("words", ["info", "--backend numpy --epochs 2"])
+def test_full_disk_is_one_line(words):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-W", "error", "-m", "fastbp", *words.split()]
+        done = subprocess.run(command, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+
+    assert done.returncode == 1
+    assert re.fullmatch(r"python -m fastbp: error: .*No space left on device\n", done.stderr)
+
+
+@posix
+def test_closed_output_is_no_error():
+    command = f"{sys.executable} -W error -m fastbp --backend numpy --epochs 2 >&-"
+    done = subprocess.run(command, shell=True, env=environment(), stderr=subprocess.PIPE, text=True, timeout=120)
+
+    assert (done.returncode, done.stderr) == (0, "")
