@@ -29,7 +29,7 @@ SKLEARN_OUTPUTS = {
     "cross_entropy": "softmax",
 }
 
-_TORCH_NAME = re.compile(r"(0|[1-9][0-9]*)\.(weight|bias)")
+_TORCH_NAME = re.compile(r"(0|[1-9][0-9]{0,8})\.(weight|bias)")
 
 
 def to_sklearn(network: Network) -> Any:

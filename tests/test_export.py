@@ -557,3 +557,8 @@ def test_network_of_a_module_predicts_what_it_does(dtype, bias, X, by_reference)
 
     assert (network.params.dtype, network.bias) == (dtype, bias)
     np.testing.assert_allclose(actual, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_name_of_five_thousand_digits_is_refused():
+    with pytest.raises(ParameterError, match="'state_dict' must have names such as"):
+        from_torch({f"{'1' * 5000}.weight": [[1.0]]})
