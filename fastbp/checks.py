@@ -323,9 +323,18 @@ def dtype(value: object, X: object = None) -> np.dtype[Any]:
     raise error(f"'dtype' must be one of 'float32', 'float64', got {_shown(value)}")
 
 
+def number_of_parameters(units: tuple[int, ...], bias: bool) -> int:
+    """Return P, the size of the vector of parameters.
+
+    >>> number_of_parameters((2, 3, 1), True)
+    13
+    """
+    return sum(o * (i + bias) for i, o in itertools.pairwise(units))
+
+
 def parameters(params: Array, units: tuple[int, ...], bias: bool, *, writeable: bool = False) -> None:
-    """Check the vector of parameters of a network, which its owner may have replaced."""
-    size = sum(o * (i + bias) for i, o in itertools.pairwise(units))
+    """Check the vector of parameters of a network, or of a file: its form, and that all are finite."""
+    size = number_of_parameters(units, bias)
     good = isinstance(params, np.ndarray) and params.dtype in (np.float32, np.float64) and params.dtype.isnative
     if not good or params.shape != (size,) or not params.flags.c_contiguous or params.flags.writeable < writeable:
         kind = "a writeable float array" if writeable else "a float array"

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import functools
 import itertools
-import operator
 import os
 import warnings
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastbp import checkpoint, checks
 from fastbp.choices import INITIALISERS, LOSSES
-from fastbp.workspace import forward_memory, make_memory, make_plan, panels_of, rows_of
+from fastbp.workspace import aligned, forward_memory, make_memory, make_plan, panels_of, rows_of
 
 Array = NDArray[Any]
+
+PIECE = 2**16  # weights drawn in one go: what drawing takes beside the parameters, and Ctrl-C waits for
 
 
 @functools.cache
@@ -38,24 +39,48 @@ def engine(backend: str) -> ModuleType:
     return reference
 
 
-def initialise(sizes: tuple[int, ...], bias: bool, init: str, seed: int, dtype: Any) -> Array:
-    """Draw the flat vector of a new network: for each layer W (inputs, outputs) in C order, then b (outputs,)."""
+def initialise(params: Array, sizes: tuple[int, ...], bias: bool, init: str, seed: int) -> None:
+    """Draw the zeros of a new network: for each layer W (inputs, outputs) in C order, then b (outputs,)."""
     random = np.random.RandomState(seed)  # its streams are frozen: the same network in every version of NumPy
-    parts = []
+    start = 0
     for inputs, outputs in itertools.pairwise(sizes):
-        shape = (inputs, outputs)
+        end = start + inputs * outputs
         units = inputs + outputs if init.startswith("glorot") else inputs
-        if init == "uniform":
-            weights = random.uniform(size=shape)
-        elif init == "zeros":
-            weights = np.zeros(shape)
-        elif init.endswith("normal"):
-            weights = np.sqrt(2 / units) * random.standard_normal(size=shape)
-        else:
-            limit = np.sqrt(6 / units)
-            weights = random.uniform(-limit, limit, size=shape)
-        parts += [weights.ravel(), np.zeros(outputs * bias)]
-    return np.concatenate(parts).astype(dtype)
+        limit = np.sqrt(6 / units)
+        for first in range(start, end, PIECE):
+            piece = params[first : min(first + PIECE, end)]
+            if init == "uniform":
+                piece[:] = random.uniform(size=piece.size)
+            elif init.endswith("uniform"):
+                piece[:] = random.uniform(-limit, limit, size=piece.size)
+            elif init.endswith("normal"):
+                piece[:] = np.sqrt(2 / units) * random.standard_normal(piece.size)
+        start = end + outputs * bias
+
+
+class _Owner:
+    """Holds the memory of an array, so that `base` of its views leads here.
+
+    An array that owns its memory has `resize`, which with ``refcheck=False`` would free it under what kernels write to.
+    """
+
+    def __init__(self, array: Array) -> None:
+        self._array, self.__array_interface__ = array, array.__array_interface__
+
+
+def _held(array: Array) -> Array:
+    """Return a view of the array that nobody can reach from another view of it, nor free."""
+    return np.asarray(_Owner(array)).view()
+
+
+class _Description(NamedTuple):
+    """What a network is beside its parameters: what kernels rely on, whatever a subclass makes of the properties."""
+
+    sizes: tuple[int, ...]
+    activations: tuple[str, ...]
+    loss: str
+    huber_delta: float
+    bias: bool
 
 
 class Network:
@@ -85,12 +110,13 @@ class Network:
     Attributes
     ----------
     sizes, activations : tuple
-        Units of each layer; names of the activations, the output's last.
+        Units of each layer; names of the activations, the output's last. Read-only, as the next three.
     loss : str
     huber_delta : float
     bias : bool
     params : ndarray of shape (P,)
-        All parameters: for each layer W (inputs, outputs) in C order, then b (outputs,). Training writes here.
+        All parameters: for each layer W (inputs, outputs) in C order, then b (outputs,). Training writes here, and so
+        may you. An assigned array is copied into this one, or DataError raised unless shape and dtype are the same.
 
     Raises
     ------
@@ -128,27 +154,73 @@ class Network:
         seed: int | None = None,
         dtype: Any = "float64",
     ) -> None:
-        self.sizes = checks.sizes(sizes)
-        self.loss = checks.choice("loss", loss, LOSSES)
-        self.huber_delta = checks.number("huber_delta", huber_delta, above=0)
-        hidden = checks.activations(activation, len(self.sizes) - 2)
-        self.activations = (*hidden, checks.output(output, self.loss))
-        self.bias = checks.flag("bias", bias)
-        kind = checks.dtype(dtype)
-        checks.memory(4 * kind.itemsize * sum(map(operator.mul, self.sizes, self.sizes[1:])), "the parameters")
-        init = checks.choice("init", init, INITIALISERS)
-        self.params = initialise(self.sizes, self.bias, init, checks.seed(seed), kind)
+        if hasattr(self, "_params"):  # views and trainings of it rely on its sizes
+            raise AttributeError("a network is made once; make another one for other settings")
+        units = checks.sizes(sizes)
+        loss = checks.choice("loss", loss, LOSSES)
+        huber_delta = checks.number("huber_delta", huber_delta, above=0)
+        activations = (*checks.activations(activation, len(units) - 2), checks.output(output, loss))
+        self._description = _Description(units, activations, loss, huber_delta, checks.flag("bias", bias))
+        kind, init, seed = checks.dtype(dtype), checks.choice("init", init, INITIALISERS), checks.seed(seed)
+        P = checks.number_of_parameters(units, self._description.bias)
+        checks.memory(kind.itemsize * P, f"the vector of {P} parameters")
+        params = aligned(P, kind)
+        initialise(params, units, self._description.bias, init, seed)
+        self._params = _held(params)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a description, and a copy of the parameters: for `copy` and for pickle."""
+        given = state["_params"]
+        params = aligned(given.size, given.dtype)
+        params[:] = given
+        self.__dict__.update(state, _params=_held(params))
 
     def __repr__(self) -> str:
         """Sizes, activations, loss and precision."""
-        return f"Network({self.sizes}, {self.activations}, {self.loss!r}, {self.params.dtype})"
+        sizes, activations, loss, *_ = self._description
+        return f"Network({sizes}, {activations}, {loss!r}, {self._params.dtype})"
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Units of each layer, inputs first."""
+        return self._description.sizes
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """Names of the activations, the output's last."""
+        return self._description.activations
+
+    @property
+    def loss(self) -> str:
+        """What training minimises."""
+        return self._description.loss
+
+    @property
+    def huber_delta(self) -> float:
+        """Size of a residual above which the loss "huber" is no longer quadratic."""
+        return self._description.huber_delta
+
+    @property
+    def bias(self) -> bool:
+        """Whether layers have biases."""
+        return self._description.bias
+
+    @property
+    def params(self) -> Array:
+        """All parameters, a view: what is done to its shape, dtype or flags concerns this view alone."""
+        return self._params.view()
+
+    @params.setter
+    def params(self, value: Array) -> None:
+        """Copy an array of the same shape and dtype over them."""
+        self._params[:] = checks.replacement(value, self._params)
 
     def _views(self) -> list[tuple[Array, Array]]:
-        views, start = [], 0
-        for inputs, outputs in itertools.pairwise(self.sizes):
+        views, start, bias = [], 0, self._description.bias
+        for inputs, outputs in itertools.pairwise(self._description.sizes):
             end = start + inputs * outputs
-            biases = self.params[end : end + outputs * self.bias]
-            views.append((self.params[start:end].reshape(inputs, outputs), biases))
+            biases = self._params[end : end + outputs * bias]
+            views.append((self._params[start:end].reshape(inputs, outputs), biases))
             start = end + biases.size
         return views
 
@@ -178,9 +250,18 @@ class Network:
         >>> bool(network.params.any())
         True
         """
-        twin = object.__new__(Network)
-        twin.__dict__.update(self.__dict__, params=self.params.copy())
+        twin = object.__new__(type(self))
+        twin.__setstate__(self.__dict__)
         return twin
+
+    def _checked(self) -> Array:
+        """Return the parameters as kernels take them, once they are finite: the last check, after X is converted.
+
+        A read-only array has a type of its own, for which Numba would compile once more.
+        """
+        params = self._params
+        checks.finite("network.params", params, params.dtype)
+        return params if params.flags.writeable else params.copy()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the network to a file that `Network.load` reads.
@@ -196,7 +277,7 @@ class Network:
         Raises
         ------
         DataError
-            If a parameter is not finite, or `params` has the wrong shape or dtype.
+            If a parameter is not finite.
         OSError
             If the file cannot be written; the old one is untouched then. If the disk fails to confirm the new name,
             which comes last, the new file is there already.
@@ -212,7 +293,7 @@ class Network:
         >>> np.load("network.npz")["params"].shape
         (13,)
         """
-        checks.parameters(self.params, self.sizes, self.bias)
+        self._checked()
         checkpoint.write(path, *self._to_file())
 
     @classmethod
@@ -258,16 +339,17 @@ class Network:
 
     def _to_file(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return the metadata, as JSON knows it, and the arrays of a file."""
+        sizes, activations, loss, huber_delta, bias = self._description
         metadata = {
             "kind": "network",
-            "sizes": list(self.sizes),
-            "activations": list(self.activations),
-            "loss": self.loss,
-            "huber_delta": self.huber_delta,
-            "bias": self.bias,
-            "dtype": str(self.params.dtype),
+            "sizes": list(sizes),
+            "activations": list(activations),
+            "loss": loss,
+            "huber_delta": huber_delta,
+            "bias": bias,
+            "dtype": str(self._params.dtype),
         }
-        return metadata, {"params": self.params}
+        return metadata, {"params": self._params}
 
     @classmethod
     def _from_file(cls, metadata: dict[str, Any], arrays: dict[str, Array]) -> Network:
@@ -310,7 +392,7 @@ class Network:
         Raises
         ------
         DataError
-            If X has another number of columns than the network inputs, or values that are not finite.
+            If X has another number of columns than the network inputs, or X or a parameter is not finite.
         ParameterTypeError
             If X is not an array of numbers.
 
@@ -319,14 +401,13 @@ class Network:
         >>> Network((2, 1), init="zeros").predict([[1.0, 2.0]])
         array([[0.]])
         """
-        checks.parameters(self.params, self.sizes, self.bias)
-        X = checks.features(X, self.params.dtype, self.sizes[0], minimum_rows=0)
-        # A read-only array has a type of its own, for which Numba would compile once more.
-        params = self.params if self.params.flags.writeable else self.params.copy()
-        predictions = np.empty((len(X), self.sizes[-1]), params.dtype)
+        dtype, sizes = self._params.dtype, self._description.sizes
+        X = checks.features(X, dtype, sizes[0], minimum_rows=0)
+        params = self._checked()
+        predictions = np.empty((len(X), sizes[-1]), dtype)
         if len(X):
             plan = make_plan(self, len(X), len(X))
-            gathered, activations, none = forward_memory(plan, params.dtype)
+            gathered, activations, none = forward_memory(plan, dtype)
             order = np.arange(len(X))
             engine("numba").predict(plan, params, X, order, none, gathered, activations, predictions)
         return predictions
@@ -367,14 +448,15 @@ class Network:
         >>> gradient
         array([-1., -1.])
         """
-        checks.parameters(self.params, self.sizes, self.bias)
-        X = checks.features(X, self.params.dtype, self.sizes[0])
-        y = checks.targets(y, self.loss, len(X), self.sizes[-1], self.params.dtype)
-        weights = None if sample_weight is None else checks.row_weights(sample_weight, len(X), self.params.dtype)
+        dtype, sizes = self._params.dtype, self._description.sizes
+        X = checks.features(X, dtype, sizes[0])
+        y = checks.targets(y, self._description.loss, len(X), sizes[-1], dtype)
+        weights = None if sample_weight is None else checks.row_weights(sample_weight, len(X), dtype)
+        params = self._checked()
         plan = make_plan(self, len(X), len(X), weighted=weights is not None)
-        memory = make_memory(plan, self.params if self.params.flags.writeable else self.params.copy(), 1)
+        memory = make_memory(plan, params, 1)
         compute, rows = engine("numba"), rows_of(X, y, weights)
         data = panels_of(rows, plan) if compute.PANELS else rows.ravel()
         compute.run(plan, memory, data, data[:0], plan.blocks_per_epoch)
         weight = len(X) if weights is None else float(weights.sum(dtype=np.float64))
-        return float(memory.loss[0]), memory.gradient[: self.params.size] / weight
+        return float(memory.loss[0]), memory.gradient[: params.size] / weight

@@ -924,7 +924,7 @@ def run_in_chunks(
 def _seen(network: Network, plan: Plan, memory: Memory) -> EpochState:
     """Show the present state, read-only."""
     shown, history = network.copy(), _history(plan, memory)
-    for array in (shown.params, *history.values()):
+    for array in (shown._params, *history.values()):
         array.flags.writeable = False
     losses = [history.get(name) for name in HISTORY[:4]]
     return EpochState(int(memory.position[EPOCH]), shown, *losses)  # type: ignore[arg-type]

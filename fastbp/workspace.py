@@ -142,8 +142,7 @@ def panel_width(batch_size: int, dtype: Any) -> int:
 
 def make_plan(network: Any, rows: int, batch_size: int, optimizer: Optimizer | None = None, **extras: Any) -> Plan:
     """Plan for so many rows, with any of the extras of `_plan`; without an optimiser the gradient is kept as summed."""
-    shape = network.sizes, network.activations, network.loss, network.huber_delta, network.bias, network.params.dtype
-    return _plan(*shape, rows, batch_size, optimizer, **extras)
+    return _plan(*network._description, network._params.dtype, rows, batch_size, optimizer, **extras)
 
 
 @functools.lru_cache(maxsize=256)  # a network that predicts row by row asks for the same one again and again

@@ -1,9 +1,12 @@
 """A network is its vector of parameters: how it is drawn, seen, copied, evaluated and differentiated."""
 
+import contextlib
 import copy
 import itertools
 import pickle
 import time
+import tracemalloc
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -508,7 +511,7 @@ BAD_Y = [
     ("cross_entropy", np.full((3, 2), 0.5), DataError, "y has 2 columns, the network has 3 outputs"),
 ]
 
-# What may stand in place of the parameters of a (2, 3) network.
+# What may not stand in place of the parameters of a (2, 3) network.
 BAD_PARAMETERS = [
     np.zeros(8),
     np.zeros(10),
@@ -519,9 +522,10 @@ BAD_PARAMETERS = [
     np.zeros(9, np.float16),
     np.zeros(9, ">f8"),
     np.zeros(18)[::2],
+    np.zeros(9, np.float32),
     np.broadcast_to(0.0, 9),
-    np.array([0.0] * 8 + [np.nan]),
-    np.array([0.0] * 8 + [np.inf]),
+    np.ma.array(np.zeros(9), mask=[True] + [False] * 8),
+    np.ma.array(np.zeros(9)),
     [0.0] * 9,
     None,
     0.0,
@@ -569,7 +573,18 @@ def test_bad_y_is_refused(loss, y, error, fragment):
 @pytest.mark.parametrize("params", BAD_PARAMETERS, ids=numbered(BAD_PARAMETERS))
 def test_wrong_parameters_are_refused(params):
     network = Network((2, 3), seed=0)
-    network.params = params
+    before = network.params.tobytes()
+
+    with pytest.raises(DataError, match=r"'network\.params'"):
+        network.params = params
+
+    assert network.params.tobytes() == before
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_parameters_that_are_not_finite_can_be_assigned_and_not_used(value):
+    network = Network((2, 3), seed=0)
+    network.params = np.array([0.0] * 8 + [value])
 
     with pytest.raises(DataError, match=r"'network\.params'"):
         network.predict(XOR_X)
@@ -590,3 +605,202 @@ def test_unaligned_parameters_are_used_like_others():
 
     assert not unaligned.flags.aligned
     assert actual.tobytes() == expected.tobytes()
+
+
+# --- what must not break it ---------------------------------------------------------------------------------------
+
+DESCRIPTION = {
+    "sizes": (2, 50, 1),
+    "activations": ("tanh",) * 50,
+    "loss": "cross_entropy",
+    "huber_delta": None,
+    "bias": False,
+}
+
+
+@pytest.mark.parametrize("name", DESCRIPTION)
+def test_description_is_read_only(name):
+    network = Network((2, 3, 1), seed=0)
+    before, prediction = repr(network), network.predict(XOR_X).tobytes()
+
+    with pytest.raises(AttributeError):
+        setattr(network, name, DESCRIPTION[name])
+    with pytest.raises(AttributeError):
+        delattr(network, name)
+    with pytest.raises(AttributeError):
+        del network.params
+    with pytest.raises(AttributeError, match="made once"):
+        network.__init__((2, 50, 1))
+
+    assert repr(network) == before
+    assert network.predict(XOR_X).tobytes() == prediction
+
+
+def test_assigned_parameters_are_copied():
+    network = Network((2, 1), seed=0)
+    view, given = network.params, np.array([1.0, 2.0, 3.0])
+    network.params = given
+    given[:] = 0
+
+    assert network.params.tolist() == [1, 2, 3]
+    assert view.tolist() == [1, 2, 3]
+
+
+def test_subclass_of_an_array_is_taken_without_its_methods():
+    class Mine(np.ndarray):
+        def __getitem__(self, key):
+            raise AssertionError
+
+        def __array_function__(self, *_):
+            raise AssertionError
+
+    network = Network((2, 1), seed=0)
+    network.params = np.array([1.0, 2.0, 3.0]).view(Mine)
+
+    assert type(network.params) is np.ndarray
+    assert network.params.tolist() == [1, 2, 3]
+
+
+# What can be done to an array that is all of somebody's own, where it is the vector of parameters.
+TAMPERING = {
+    "resize": lambda array: array.resize(3, refcheck=False),
+    "resize of the base": lambda array: array.base.resize(3, refcheck=False),
+    "shape": lambda array: setattr(array, "shape", (-1, 1)),
+    "shape of the base": lambda array: setattr(array.base, "shape", (-1, 1)),
+    "dtype": lambda array: setattr(array, "dtype", np.float32),
+    "dtype of the base": lambda array: setattr(array.base, "dtype", np.int64),
+    "flags": lambda array: array.setflags(write=False),
+    "flags of the base": lambda array: array.base.setflags(write=False),
+    "base of the base": lambda array: array.base.base.resize(3, refcheck=False),
+}
+
+
+def tamper(name, array):
+    """Try it; NumPy may refuse."""
+    with warnings.catch_warnings(), contextlib.suppress(ValueError, AttributeError):
+        warnings.simplefilter("ignore", DeprecationWarning)  # NumPy 2.5 on setting a shape or dtype
+        TAMPERING[name](array)
+
+
+@pytest.mark.parametrize("duplicate", [lambda network: network, Network.copy, copy.deepcopy, copy.copy])
+@pytest.mark.parametrize("name", TAMPERING)
+def test_view_of_the_parameters_is_nobody_else_s(name, duplicate, rng):
+    X, y = rng.normal(size=(9, 2)), rng.normal(size=(9, 1))
+    network = duplicate(Network((2, 3, 1), seed=0))
+    params, expected = network.params, network.copy()
+    tamper(name, params)
+    tamper(name, network.weights[0])
+
+    assert network.params.shape == expected.params.shape
+    assert network.predict(X).tobytes() == expected.predict(X).tobytes()
+    assert network.loss_and_gradient(X, y)[1].tobytes() == expected.loss_and_gradient(X, y)[1].tobytes()
+
+    train(X, y, network=network, epochs=2, seed=0)
+    train(X, y, network=expected, epochs=2, seed=0)
+
+    assert network.params.tobytes() == expected.params.tobytes()
+
+
+@pytest.mark.parametrize("name", TAMPERING)
+def test_callback_may_do_anything_to_a_view_of_the_parameters(name, rng):
+    X, y = rng.normal(size=(9, 2)), rng.normal(size=(9, 1))
+    network, shown = Network((2, 3, 1), seed=0), []
+
+    def attack(state):
+        tamper(name, network.params)
+        tamper(name, state.network.params)
+        shown.append(state.network.predict(X))
+
+    expected = train(X, y, network=network.copy(), epochs=4, seed=0).network.params.tobytes()
+    actual = train(X, y, network=network, epochs=4, seed=0, callback=attack).network.params.tobytes()
+
+    assert len(shown) == 4
+    assert actual == expected
+
+
+def test_subclass_cannot_describe_its_networks_otherwise(rng):
+    class Deep(Network):
+        sizes, activations, bias = (2, 50, 50, 1), ("tanh",) * 50, False
+
+    network, X = Deep((2, 3, 1), seed=0), rng.normal(size=(9, 2))
+
+    expected = Network((2, 3, 1), seed=0).predict(X).tobytes()
+    actual = network.predict(X).tobytes()
+
+    assert actual == expected
+    assert type(network.copy()) is Deep
+
+
+class Rows:
+    """Rows that run code while they are converted."""
+
+    def __init__(self, array, code):
+        self.array, self.code = array, code
+
+    def __array__(self, dtype=None, copy=None):
+        self.code()
+        return self.array
+
+
+def test_parameters_are_looked_at_after_the_rows_are_converted():
+    network = Network((2, 1), seed=0)
+
+    def spoil():
+        network.params[:] = np.nan
+
+    with pytest.raises(DataError, match=r"'network\.params' must be finite"):
+        network.predict(Rows(XOR_X, spoil))
+    network.params[:] = 0
+    with pytest.raises(DataError, match=r"'network\.params' must be finite"):
+        network.loss_and_gradient(XOR_X, Rows(np.zeros(4), spoil))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda network: setattr(network, "params", np.zeros(1)),
+        lambda network: setattr(network, "sizes", (2, 9, 1)),
+        lambda network: network.__init__((2, 50, 1)),
+    ],
+    ids=["params", "sizes", "init"],
+)
+def test_rows_cannot_exchange_the_network_under_the_call(change):
+    network = Network((2, 3, 1), seed=0)
+    before, refused = network.params.tobytes(), []
+
+    def attack():
+        try:
+            change(network)
+        except (DataError, AttributeError) as error:
+            refused.append(error)
+
+    network.predict(Rows(XOR_X, attack))
+    network.loss_and_gradient(XOR_X, Rows(np.zeros(4), attack))
+    train(Rows(XOR_X, attack), np.zeros(4), network=network, epochs=0)
+
+    assert len(refused) == 3
+    assert network.params.tobytes() == before
+
+
+# --- large calls --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("init", INITIALISERS)
+def test_new_network_takes_little_beside_its_parameters(init, dtype):
+    tracemalloc.start()
+    try:
+        network = Network((1000, 2000, 1), init=init, dtype=dtype)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert network.params.nbytes <= peak < network.params.nbytes + 2**24
+
+
+def test_network_may_be_as_large_as_the_memory(monkeypatch):
+    monkeypatch.setattr("fastbp.checks._physical_memory", lambda: 8 * 1002)
+    Network((1000, 1), init="zeros")
+
+    with pytest.raises(ResourceError, match=r"^the vector of 1003 parameters needs"):
+        Network((1002, 1), init="zeros")
