@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 import warnings
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -39,6 +40,57 @@ def engine(backend: str) -> ModuleType:
     return reference
 
 
+# Wichura, "Algorithm AS 241: the percentage points of the normal distribution", Applied Statistics 37, 1988: PPND16.
+# Numerator and denominator, highest power first: |p - 1/2| at most 0.425; beyond, r = sqrt(-log(tail)) to 5; above 5.
+_CENTRE = (
+    (2509.0809287301226727, 33430.575583588128105, 67265.770927008700853, 45921.953931549871457,
+     13731.693765509461125, 1971.5909503065514427, 133.14166789178437745, 3.387132872796366608),
+    (5226.495278852854561, 28729.085735721942674, 39307.89580009271061, 21213.794301586595867,
+     5394.1960214247511077, 687.1870074920579083, 42.313330701600911252, 1.0),
+)  # fmt: skip
+_SIDES = (
+    (7.7454501427834140764e-4, 0.0227238449892691845833, 0.24178072517745061177, 1.27045825245236838258,
+     3.64784832476320460504, 5.7694972214606914055, 4.6303378461565452959, 1.42343711074968357734),
+    (1.05075007164441684324e-9, 5.475938084995344946e-4, 0.0151986665636164571966, 0.14810397642748007459,
+     0.68976733498510000455, 1.6763848301838038494, 2.05319162663775882187, 1.0),
+)  # fmt: skip
+_TAILS = (
+    (2.01033439929228813265e-7, 2.71155556874348757815e-5, 0.0012426609473880784386, 0.026532189526576123093,
+     0.29656057182850489123, 1.7848265399172913358, 5.4637849111641143699, 6.6579046435011037772),
+    (2.04426310338993978564e-15, 1.4215117583164458887e-7, 1.8463183175100546818e-5, 7.868691311456132591e-4,
+     0.0148753612908506148525, 0.13692988092273580531, 0.59983220655588793769, 1.0),
+)  # fmt: skip
+
+
+def normal(uniform: Array) -> Array:
+    """Return normal numbers for uniform ones of [0, 1), multiples of 2^-53, by the inverse of their distribution.
+
+    NumPy's own `standard_normal` calls the logarithm of the C library, whose last bit differs from machine to machine.
+    Here are only operations that IEEE 754 rounds exactly: the same seed draws the same weights everywhere.
+    """
+    q = (uniform - 0.5) + 2.0**-54  # exact, and never 1/2 on either side, where infinity is
+    fraction, exponent = np.frexp(0.5 - abs(q))
+    low = fraction < np.sqrt(0.5)
+    fraction, exponent = np.where(low, 2 * fraction, fraction), exponent - low
+    s = (fraction - 1) / (fraction + 1)
+    series = _polynomial([1 / k for k in range(21, 0, -2)], s * s)  # log(f) = 2 (s + s^3 / 3 + s^5 / 5 + ...)
+    r = np.sqrt(-(exponent * 0.6931471805599453 + 2 * s * series))
+    centre = q * _ratio(_CENTRE, 0.180625 - q * q)
+    outside = np.copysign(np.where(r <= 5, _ratio(_SIDES, r - 1.6), _ratio(_TAILS, r - 5)), q)
+    return np.where(abs(q) <= 0.425, centre, outside)
+
+
+def _polynomial(coefficients: Sequence[float], x: Array) -> Array:
+    result = np.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        result = result * x + coefficient
+    return result
+
+
+def _ratio(coefficients: tuple[Sequence[float], Sequence[float]], x: Array) -> Array:
+    return _polynomial(coefficients[0], x) / _polynomial(coefficients[1], x)
+
+
 def initialise(params: Array, sizes: tuple[int, ...], bias: bool, init: str, seed: int) -> None:
     """Draw the zeros of a new network: for each layer W (inputs, outputs) in C order, then b (outputs,)."""
     random = np.random.RandomState(seed)  # its streams are frozen: the same network in every version of NumPy
@@ -54,7 +106,7 @@ def initialise(params: Array, sizes: tuple[int, ...], bias: bool, init: str, see
             elif init.endswith("uniform"):
                 piece[:] = random.uniform(-limit, limit, size=piece.size)
             elif init.endswith("normal"):
-                piece[:] = np.sqrt(2 / units) * random.standard_normal(piece.size)
+                piece[:] = np.sqrt(2 / units) * normal(random.random_sample(piece.size))
         start = end + outputs * bias
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import hashlib
 import itertools
 import pickle
 import time
@@ -9,6 +10,7 @@ import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+import mpmath
 import numpy as np
 import pytest
 from helpers import assert_once_at_most, ratio_of_seconds
@@ -19,6 +21,7 @@ from scipy.stats import kstest, norm, uniform
 import fastbp
 from fastbp.checks import DataError, ParameterError, ParameterTypeError, ResourceError
 from fastbp.choices import ELEMENTWISE, INITIALISERS, LOSSES
+from fastbp.network import normal
 
 Network, train = fastbp.Network, fastbp.train
 
@@ -804,3 +807,80 @@ def test_network_may_be_as_large_as_the_memory(monkeypatch):
 
     with pytest.raises(ResourceError, match=r"^the vector of 1003 parameters needs"):
         Network((1002, 1), init="zeros")
+
+
+# --- normal numbers -----------------------------------------------------------------------------------------------
+
+UNIT = 2.0**-53  # of the uniform numbers
+
+
+def uniform_numbers():
+    """Some of the whole interval, and the first and last of it, where the tails are."""
+    steps = np.arange(300) * UNIT
+    tails = np.round(2.0 ** -np.linspace(1, 53, 500) / UNIT) * UNIT
+    borders = np.array([0.075, 0.925, 0.5 - 0.425, 0.5])  # of the pieces of the approximation
+    return np.concatenate([np.random.default_rng(0).random(2000), steps, 1 - UNIT - steps, tails, borders])
+
+
+def test_normal_numbers_are_the_inverse_of_their_distribution():
+    uniforms = uniform_numbers()
+    with mpmath.workdps(50):
+        exact = [mpmath.sqrt(2) * mpmath.erfinv(2 * (mpmath.mpf(u) + mpmath.mpf(UNIT) / 2) - 1) for u in uniforms]
+        actual = normal(uniforms)
+        ulps = [abs(a - e) / np.spacing(abs(float(e))) for a, e in zip(actual.tolist(), exact, strict=True)]
+
+    assert max(ulps) < 8
+
+
+def test_normal_numbers_are_symmetric_and_finite():
+    first, last = normal(np.array([0.0, 1 - UNIT]))
+
+    assert np.isfinite(first)
+    assert first == -last
+    assert first == pytest.approx(-8.2923610758, abs=1e-9)
+
+
+def test_normal_numbers_have_the_moments_of_the_distribution(rng):
+    numbers = normal(rng.random(10**6))
+
+    expected = [0, 1, 0, 3]
+    actual = [np.mean(numbers**k) for k in (1, 2, 3, 4)]
+
+    np.testing.assert_allclose(actual, expected, atol=0.03)
+    assert kstest(numbers[:100_000], norm.cdf).pvalue > 0.01
+
+
+def test_normal_numbers_are_made_by_exactly_rounded_operations_alone(monkeypatch):
+    """Functions of the C library differ in the last bit from machine to machine."""
+    exact = {np.add, np.subtract, np.multiply, np.divide, np.sqrt, np.absolute, np.negative, np.frexp, np.copysign}
+    exact |= {np.less, np.less_equal, np.maximum, np.minimum}
+    seen = set()
+
+    class Watched(np.ndarray):
+        def __array_ufunc__(self, ufunc, method, *inputs, **options):
+            seen.add(ufunc)
+            bare = [np.asarray(value) for value in inputs]
+            result = getattr(ufunc, method)(*bare, **options)
+            results = result if isinstance(result, tuple) else (result,)
+            wrapped = tuple(np.asarray(part).view(Watched) for part in results)
+            return wrapped if isinstance(result, tuple) else wrapped[0]
+
+    uniforms = uniform_numbers()
+    actual = normal(uniforms.view(Watched))
+
+    assert np.asarray(actual).tobytes() == normal(uniforms).tobytes()
+    assert {np.frexp, np.divide, np.sqrt} <= seen <= exact
+
+
+@pytest.mark.parametrize(
+    ("init", "expected"),
+    [
+        ("glorot_normal", "eba54deaa9fedb4e"),
+        ("he_normal", "87c03caa09b12b71"),
+    ],
+)
+def test_normal_weights_have_the_bits_they_always_had(init, expected):
+    params = Network((40, 120, 60), init=init, seed=3).params
+    actual = hashlib.sha256(params.astype("<f8").tobytes()).hexdigest()[:16]
+
+    assert actual == expected
