@@ -20,6 +20,9 @@ from fastbp.workspace import aligned, forward_memory, make_memory, make_plan, pa
 Array = NDArray[Any]
 
 PIECE = 2**16  # weights drawn in one go: what drawing takes beside the parameters, and Ctrl-C waits for
+CALL_WORK = 2**25  # multiply-adds of one call of a kernel, 1 to 10 ms; Ctrl-C waits for it
+UNIT_WORK = 32  # of them, what a unit costs beside its weights
+BLOCK_ROWS = 128  # of a call, at least: fewer would not fill the blocks of the kernel
 
 
 @functools.cache
@@ -447,6 +450,8 @@ class Network:
             If X has another number of columns than the network inputs, or X or a parameter is not finite.
         ParameterTypeError
             If X is not an array of numbers.
+        ResourceError
+            If the predictions would not fit into memory.
 
         Examples
         --------
@@ -455,14 +460,27 @@ class Network:
         """
         dtype, sizes = self._params.dtype, self._description.sizes
         X = checks.features(X, dtype, sizes[0], minimum_rows=0)
-        params = self._checked()
-        predictions = np.empty((len(X), sizes[-1]), dtype)
-        if len(X):
-            plan = make_plan(self, len(X), len(X))
-            gathered, activations, none = forward_memory(plan, dtype)
-            order = np.arange(len(X))
-            engine("numba").predict(plan, params, X, order, none, gathered, activations, predictions)
+        n, params = len(X), self._checked()
+        # In calls of some milliseconds, between which Python attends to Ctrl-C.
+        rows = n if n <= BLOCK_ROWS else min(n, max(BLOCK_ROWS, CALL_WORK // self._work()))
+        plan = make_plan(self, rows or 1, rows or 1)
+        values = n * sizes[-1] + plan.block * plan.width * (plan.hidden_units + sizes[0] + 2 * sizes[-1] + 1)
+        if values > PIECE:  # asking for the memory of the machine takes a microsecond
+            checks.memory(dtype.itemsize * values, f"the array of {n} predictions, with what computes them,")
+        predictions, order = np.empty((n, sizes[-1]), dtype), np.arange(rows)
+        gathered, activations, none = forward_memory(plan, dtype)
+        for first in range(0, n, rows or 1):
+            if n - first < rows:
+                plan = plan._replace(rows=n - first)
+            part = slice(first, first + rows)
+            engine("numba").predict(
+                plan, params, X[part], order[: plan.rows], none, gathered, activations, predictions[part]
+            )
         return predictions
+
+    def _work(self) -> int:
+        """Multiply-adds that a row takes in a forward pass, about."""
+        return self._params.size + UNIT_WORK * sum(self._description.sizes)
 
     def loss_and_gradient(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
@@ -509,6 +527,10 @@ class Network:
         memory = make_memory(plan, params, 1)
         compute, rows = engine("numba"), rows_of(X, y, weights)
         data = panels_of(rows, plan) if compute.PANELS else rows.ravel()
-        compute.run(plan, memory, data, data[:0], plan.blocks_per_epoch)
+        left = plan.blocks_per_epoch
+        blocks = max(1, CALL_WORK // (3 * plan.block * plan.width * self._work()))  # of one call, as in `predict`
+        for _ in range(0, left, blocks):
+            compute.run(plan, memory, data, data[:0], min(blocks, left))
+            left -= blocks
         weight = len(X) if weights is None else float(weights.sum(dtype=np.float64))
         return float(memory.loss[0]), memory.gradient[: params.size] / weight

@@ -21,7 +21,7 @@ from scipy.stats import kstest, norm, uniform
 import fastbp
 from fastbp.checks import DataError, ParameterError, ParameterTypeError, ResourceError
 from fastbp.choices import ELEMENTWISE, INITIALISERS, LOSSES
-from fastbp.network import normal
+from fastbp.network import engine, normal
 
 Network, train = fastbp.Network, fastbp.train
 
@@ -786,6 +786,48 @@ def test_rows_cannot_exchange_the_network_under_the_call(change):
 
 
 # --- large calls --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("loss", "output", "activation"), MODELS[:2] + MODELS[-1:])
+def test_calls_of_the_kernel_show_in_no_bit(loss, output, activation, dtype, monkeypatch, rng):
+    network, X = model(loss, output, activation, dtype), rng.normal(size=(700, 4))
+    y, weights = targets(loss, 700, rng), rng.random(700)
+
+    expected = network.predict(X), *network.loss_and_gradient(X, y, weights)
+    monkeypatch.setattr("fastbp.network.CALL_WORK", 1)
+    actual = network.predict(X), *network.loss_and_gradient(X, y, weights)
+
+    assert [np.asarray(part).tobytes() for part in actual] == [np.asarray(part).tobytes() for part in expected]
+
+
+def test_large_calls_are_cut(monkeypatch, rng):
+    """Python attends to Ctrl-C only between calls of a kernel."""
+    calls, kernels = [], engine("numba")
+    for name, rows_of_call in (("predict", lambda args: args[0].rows), ("run", lambda args: args[4])):
+        kernel = getattr(kernels, name)
+
+        def counted(*args, kernel=kernel, rows_of_call=rows_of_call):
+            calls.append(rows_of_call(args))
+            return kernel(*args)
+
+        monkeypatch.setattr(kernels, name, counted)
+    network = Network((4, 512, 512, 1), seed=0, dtype="float32")
+    X = rng.normal(size=(1000, 4))
+    network.predict(X)
+    network.loss_and_gradient(X, X[:, 0])
+
+    assert calls[0] == 128
+    assert calls[:8] == [128] * 7 + [104]
+    assert calls[8:] == [1] * 8
+
+
+def test_predictions_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
+    network, X = Network((1, 10_000), init="zeros"), np.zeros((300, 1))
+    monkeypatch.setattr("fastbp.checks._physical_memory", lambda: 2**24)
+
+    with pytest.raises(ResourceError, match=r"^the array of 300 predictions"):
+        network.predict(X)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
