@@ -73,6 +73,40 @@ def _has_batches(estimator: _Perceptron) -> bool:
     return True
 
 
+class _Views(list[Array]):
+    """Views of the weights or biases of a network; what is assigned is checked, all of it, and copied into them."""
+
+    def __init__(self, name: str, views: list[Array]) -> None:
+        super().__init__(views)
+        self.name = name
+
+    def __setitem__(self, index: Any, values: Any) -> None:
+        layers = range(len(self))[index]
+        if isinstance(layers, int):
+            layers, values = range(layers, layers + 1), [values]
+        if not isinstance(values, (list, tuple, np.ndarray)):
+            raise checks.ParameterTypeError(f"{self.name!r} must be a list of arrays, got {type(values).__name__}")
+        if len(values) != len(layers):
+            raise checks.DataError(f"{self.name!r} must be a list of {len(layers)} arrays, got {len(values)}")
+        arrays = [self._checked(layer, value) for layer, value in zip(layers, values, strict=True)]
+        for layer, array in zip(layers, arrays, strict=True):
+            self[layer][...] = array
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, ([*self],)  # a copy has no network: it is a plain list, which can be loaded without fastbp
+
+    def _checked(self, layer: int, value: Any) -> Array:
+        name, view = f"{self.name}[{layer}]", self[layer]
+        array = checks.layer(name, value, view.ndim)
+        if array.shape != view.shape:
+            raise checks.DataError(f"{name!r} must have shape {view.shape}, got shape {array.shape}")
+        with np.errstate(over="ignore"):
+            copy = array.astype(view.dtype)
+        if not np.isfinite(copy).all():
+            raise checks.DataError(f"{name!r} must not overflow {view.dtype}")
+        return copy
+
+
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
 class _Perceptron(BaseEstimator):
     """What classifier and regressor share: scikit-learn's parameters, in its order, and ours."""
@@ -114,13 +148,23 @@ class _Perceptron(BaseEstimator):
 
     @property
     def coefs_(self) -> list[Array]:
-        """Weights (inputs, outputs) of each layer, views of the network's."""
-        return self.network_.weights
+        """Weights (inputs, outputs) of each layer, views of the network's; what is assigned is copied into them."""
+        return _Views("coefs_", self.network_.weights)
+
+    @coefs_.setter
+    def coefs_(self, values: Any) -> None:
+        check_is_fitted(self)
+        self.coefs_[:] = values
 
     @property
     def intercepts_(self) -> list[Array]:
-        """Biases (outputs,) of each layer, views of the network's."""
-        return self.network_.biases
+        """Biases (outputs,) of each layer, views of the network's; what is assigned is copied into them."""
+        return _Views("intercepts_", self.network_.biases)
+
+    @intercepts_.setter
+    def intercepts_(self, values: Any) -> None:
+        check_is_fitted(self)
+        self.intercepts_[:] = values
 
     @property
     def n_layers_(self) -> int:
@@ -493,7 +537,8 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     classes_ : ndarray of shape (classes,)
         Labels, sorted; the columns of `predict_proba`.
     coefs_, intercepts_ : list of ndarray
-        Weights (inputs, outputs) and biases (outputs,) of each layer, views of those of `network_`.
+        Weights (inputs, outputs) and biases (outputs,) of each layer, views of those of `network_`. What is assigned,
+        to one layer or to all, is copied into them.
     loss_ : float
         Loss of the last epoch, with the penalty.
     best_loss_ : float or None

@@ -1,5 +1,6 @@
 """The estimators do what scikit-learn's do, bit by bit or to rounding, and keep its rules."""
 
+import copy
 import importlib
 import inspect
 import pickle
@@ -412,6 +413,91 @@ def test_views_of_the_weights_are_those_of_the_network():
 
     assert [np.shares_memory(part, regressor.network_.params) for part in regressor.coefs_] == [True] * 3
     np.testing.assert_allclose(regressor.predict(X), before + 1)
+
+
+def replacing(estimator, name, arrays):
+    setattr(estimator, name, arrays)
+
+
+def replacing_one_by_one(estimator, name, arrays):
+    for layer, array in enumerate(arrays):
+        getattr(estimator, name)[layer - len(arrays) * (layer % 2)] = array
+
+
+def replacing_a_slice(estimator, name, arrays):
+    getattr(estimator, name)[:2] = arrays[:2]
+    getattr(estimator, name)[2:] = arrays[2:]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("replace", [replacing, replacing_one_by_one, replacing_a_slice])
+def test_weights_can_be_replaced_as_in_scikit_learn(replace, dtype, rng):
+    X = features().astype(dtype)
+    ours, theirs = (e(**SHORT).fit(X, X[:, 0]) for e in (MLPRegressor, THEIRS[MLPRegressor]))
+    for name in ("coefs_", "intercepts_"):
+        arrays = [rng.normal(size=array.shape).astype(dtype) for array in getattr(ours, name)]
+        replace(ours, name, [array.tolist() for array in arrays])
+        replace(theirs, name, arrays)
+        for actual, expected in zip(getattr(ours, name), arrays, strict=True):
+            assert actual.tobytes() == expected.tobytes()
+            assert actual.dtype == dtype
+
+    agree(ours.predict(X), theirs.predict(X), 1e-5)
+
+
+def test_weights_can_be_changed_in_place_as_in_scikit_learn():
+    X = features()
+    ours, theirs = (e(shuffle=False, **SHORT).fit(X, X[:, 0]) for e in (MLPRegressor, THEIRS[MLPRegressor]))
+    for estimator in (ours, theirs):
+        estimator.coefs_[1] *= 2
+        estimator.coefs_[0] += estimator.coefs_[0]
+        estimator.intercepts_ = [2 * biases for biases in estimator.intercepts_]
+
+    agree(parameters(ours), parameters(theirs))
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "value", "error", "message"),
+    [
+        ("coefs_", 0, np.ones((7, 6)), DataError, "'coefs_[0]' must have shape (6, 7), got shape (7, 6)"),
+        ("coefs_", -1, np.ones(5), DataError, "'coefs_[2]' must be 2-D"),
+        ("coefs_", 1, np.full((7, 5), np.nan), DataError, "'coefs_[1]' must be finite"),
+        ("coefs_", 1, np.full((7, 5), 1e300), DataError, "'coefs_[1]' must not overflow float32"),
+        ("coefs_", 1, [["a"] * 5] * 7, DataError, "'coefs_[1]' must hold real numbers"),
+        ("coefs_", 1, 0.0, ParameterTypeError, "'coefs_[1]' must be an array"),
+        ("intercepts_", 0, np.ones((7, 1)), DataError, "'intercepts_[0]' must be 1-D"),
+        ("intercepts_", slice(0, 2), [np.ones(7)], DataError, "'intercepts_' must be a list of 2 arrays, got 1"),
+        ("intercepts_", slice(0, 2), 1.0, ParameterTypeError, "'intercepts_' must be a list of arrays, got float"),
+        ("intercepts_", slice(0, 2), [np.ones(7), np.ones(7)], DataError, "'intercepts_[1]' must have shape (5,)"),
+    ],
+    ids=str,
+)
+def test_bad_weights_are_refused_and_change_nothing(name, index, value, error, message):
+    X = features().astype(np.float32)
+    regressor = MLPRegressor(**SHORT).fit(X, X[:, 0])
+    before = regressor.network_.params.tobytes()
+
+    with pytest.raises(error, match=re.escape(message)):
+        getattr(regressor, name)[index] = value
+    assert regressor.network_.params.tobytes() == before
+    with pytest.raises(IndexError):
+        regressor.coefs_[3] = np.ones((5, 1))
+
+
+@pytest.mark.parametrize("name", ["coefs_", "intercepts_"])
+def test_weights_are_given_to_a_fitted_estimator(name):
+    with pytest.raises(NotFittedError):
+        setattr(MLPRegressor(), name, [])
+    with pytest.raises(DataError, match=f"'{name}' must be a list of 3 arrays, got 1"):
+        setattr(MLPRegressor(**SHORT).fit(features(), features()[:, 0]), name, [np.ones((6, 1))])
+
+
+def test_weights_travel_as_plain_lists():
+    X = features()
+    coefs = MLPRegressor(**SHORT).fit(X, X[:, 0]).coefs_
+    for travelled in (pickle.loads(pickle.dumps(coefs)), copy.deepcopy(coefs), copy.copy(coefs)):
+        assert type(travelled) is list
+        assert [array.tobytes() for array in travelled] == [array.tobytes() for array in coefs]
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -914,13 +1000,13 @@ def test_pickled_estimator_predicts_and_goes_on(kind, solver):
     X = features()
     y = targets(kind, X)
     estimator = KINDS[kind][0](solver=solver, **KINDS[kind][1], **SHORT).fit(X, y)
-    copy = pickle.loads(pickle.dumps(estimator))
+    twin = pickle.loads(pickle.dumps(estimator))
 
-    assert copy.predict(X).tobytes() == estimator.predict(X).tobytes()
-    assert np.shares_memory(copy.coefs_[0], copy.network_.params)
+    assert twin.predict(X).tobytes() == estimator.predict(X).tobytes()
+    assert np.shares_memory(twin.coefs_[0], twin.network_.params)
     if solver == "adam":
         expected = parameters(estimator.partial_fit(X, y))
-        actual = parameters(copy.partial_fit(X, y))
+        actual = parameters(twin.partial_fit(X, y))
 
         assert actual.tobytes() == expected.tobytes()
 
@@ -928,10 +1014,10 @@ def test_pickled_estimator_predicts_and_goes_on(kind, solver):
 def test_clone_is_unfitted_and_equal():
     X = features()
     regressor = MLPRegressor(solver=fastbp.SGD(0.1), activation=("tanh", "relu"), **SHORT).fit(X, X[:, 0])
-    copy = clone(regressor)
+    twin = clone(regressor)
 
-    assert not hasattr(copy, "network_")
-    assert repr(copy) == repr(regressor)
+    assert not hasattr(twin, "network_")
+    assert repr(twin) == repr(regressor)
 
 
 def search():
