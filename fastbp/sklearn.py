@@ -409,7 +409,8 @@ class _Perceptron(BaseEstimator):
         def objective(params: Array) -> tuple[float, Array]:
             network.params[:] = params
             loss, gradient = network.loss_and_gradient(X, y, weights)
-            return loss + penalty @ params**2 / 2, gradient + penalty * params
+            # Summed by NumPy: BLAS, which a dot product would call, sums in an order that the CPU decides.
+            return loss + float((penalty * params**2).sum()) / 2, gradient + penalty * params
 
         losses: list[float] = []
         with Progress(self.max_iter, bool(self.verbose)) as bar:
@@ -574,6 +575,9 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
       scikit-learn reports the mean of the batches' means, and the mean over the outputs.
 
     Weights that cease to be finite raise `fastbp.DivergenceError`, and `network_` stays what it was.
+
+    The same `random_state` gives the same bits on every CPU as `fastbp.train` does, but for "lbfgs", whose own sums are
+    those of SciPy and its BLAS, and for `predict_log_proba`, whose logarithm is NumPy's.
 
     Examples
     --------

@@ -3,8 +3,10 @@
 import copy
 import importlib
 import inspect
+import os
 import pickle
 import re
+import subprocess
 import sys
 import threading
 import types
@@ -377,6 +379,31 @@ def test_lbfgs_reaches_the_minimum_of_scikit_learn(kind, weighted, rng):
     assert ours.loss_curve_[-1] == ours.loss_
     assert len(ours.loss_curve_) == ours.n_iter_
     assert ours.result_ is None
+
+
+PENALISED = """
+import numpy as np, scipy.optimize
+from fastbp.sklearn import MLPRegressor
+def minimize(objective, start, **settings):
+    random = np.random.default_rng(0)
+    print([objective(random.normal(size=start.size))[0].hex() for _ in range(20)])
+    raise SystemExit
+scipy.optimize.minimize = minimize
+X = np.random.default_rng(1).normal(size=(20, 6))
+MLPRegressor(hidden_layer_sizes=(50, 50), solver="lbfgs", alpha=1.0).fit(X, X[:, 0])
+"""
+
+
+def test_loss_that_lbfgs_minimises_has_the_same_bits_whatever_blas():
+    expected, actual = (
+        subprocess.run(
+            [sys.executable, "-c", PENALISED], env=os.environ | {"OPENBLAS_CORETYPE": cpu}, text=True, check=True,
+            stdout=subprocess.PIPE,
+        ).stdout
+        for cpu in ("Nehalem", "Haswell")
+    )  # fmt: skip
+
+    assert actual == expected != ""
 
 
 @pytest.mark.parametrize("activation", ["identity", "logistic", "tanh", "relu"])
