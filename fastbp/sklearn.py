@@ -25,9 +25,10 @@ try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import train_test_split
+    from sklearn.preprocessing import LabelBinarizer
     from sklearn.utils import check_random_state, column_or_1d, compute_class_weight
     from sklearn.utils.metaestimators import available_if
-    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.multiclass import check_classification_targets, type_of_target
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError as error:
     raise ImportError('fastbp.sklearn needs scikit-learn >= 1.6: pip install "fastbp[sklearn]"') from error
@@ -206,7 +207,7 @@ class _Perceptron(BaseEstimator):
         """
         max_iter = checks.count("max_iter", self.max_iter)
         fresh = not (self.warm_start and hasattr(self, "network_"))
-        X, targets = self._rows(X, y, fresh)
+        X, targets = self._rows(X, y, fresh, complete=not fresh)
         weights = None if sample_weight is None else checks.row_weights(sample_weight, len(X), X.dtype)
         random = check_random_state(self.random_state)
         network = self._new_network(X, targets, random) if fresh else self.network_.copy()
@@ -267,8 +268,11 @@ class _Perceptron(BaseEstimator):
             y = column_or_1d(y, warn=True)
         return X.toarray() if scipy.sparse.issparse(X) else X, y
 
-    def _rows(self, X: Any, y: Any, reset: bool, classes: Any = None) -> tuple[Array, Array]:
-        """Return rows and their targets for `train`: (n, outputs), but for more than two classes their numbers (n,)."""
+    def _rows(self, X: Any, y: Any, reset: bool, classes: Any = None, complete: bool = False) -> tuple[Array, Array]:
+        """Return rows and their targets for `train`: (n, outputs), but for more than two classes their numbers (n,).
+
+        Of classes known before, all must be there if `complete`.
+        """
         raise NotImplementedError
 
     def _loss(self, targets: Array) -> str:
@@ -494,6 +498,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         Whether to show a bar with loss and speed on stderr.
     warm_start : bool, default False
         Whether `fit` goes on with the weights of the last fit. The optimiser begins anew; `loss_curve_` and `t_` go on.
+        `y` must have all classes of before.
     momentum : float, default 0.9
         Of "sgd", in [0, 1).
     nesterovs_momentum : bool, default True
@@ -617,11 +622,15 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         AttributeError
             With the solver "lbfgs".
         ParameterError, ParameterTypeError, DataError, ResourceError, DivergenceError
-            As `fastbp.resume` does, if `classes` are missing or others than before, or `class_weight` is "balanced".
+            As `fastbp.resume` does, if `classes` are missing, empty or others than before, or if `class_weight` is
+            "balanced".
         """
         first = not hasattr(self, "network_")
         if first and classes is None:
             raise checks.ParameterError("'classes' must be passed on the first call of 'partial_fit'")
+        shape = (1,) if classes is None else np.shape(classes)
+        if len(shape) != 1 or shape == (0,):
+            raise checks.ParameterError(f"'classes' must be a list of at least 1 label, got shape {shape}")
         if not first and classes is not None and not np.array_equal(np.unique(classes), self.classes_):
             raise checks.ParameterError("'classes' must be the same as on the first call of 'partial_fit'")
         if isinstance(self.class_weight, str):
@@ -638,7 +647,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
 
         Returns
         -------
-        ndarray of shape (n,) or (n, labels)
+        ndarray of shape (n,), or ndarray or sparse matrix of shape (n, labels)
             Labels of the kind that `fit` was given.
 
         Raises
@@ -649,10 +658,10 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
             If X has other features than those of `fit`, or values that are not finite.
         """
         outputs = self._outputs(X)
-        if self.network_.loss == "cross_entropy":
-            return self.classes_[outputs.argmax(axis=1)]
-        likely = (outputs > 0.5).astype(int)
-        return likely if outputs.shape[1] > 1 else self.classes_[likely[:, 0].clip(max=len(self.classes_) - 1)]
+        if self._label_binarizer is not None:
+            return self._label_binarizer.inverse_transform(outputs)
+        likely = outputs.argmax(axis=1) if outputs.shape[1] > 1 else (outputs[:, 0] > 0.5).astype(int)
+        return self.classes_[likely.clip(max=len(self.classes_) - 1)]
 
     def predict_proba(self, X: Any) -> Array:
         """Return the probability of each class, or of each label, for each row.
@@ -700,20 +709,40 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         with np.errstate(divide="ignore"):
             return np.log(self.predict_proba(X))
 
-    def _rows(self, X: Any, y: Any, reset: bool, classes: Any = None) -> tuple[Array, Array]:
+    def _rows(self, X: Any, y: Any, reset: bool, classes: Any = None, complete: bool = False) -> tuple[Array, Array]:
         X, y = self._validated(X, y, reset)
         check_classification_targets(y)
         if y.ndim == 2:
-            if reset:
-                self.classes_ = np.arange(y.shape[1])
-            return X, y.toarray() if scipy.sparse.issparse(y) else y
+            return X, self._labels(y, reset, classes)
         if reset:
             self.classes_ = np.unique(y if classes is None else classes)
+            self._label_binarizer: LabelBinarizer | None = None
+        elif self._label_binarizer is not None:
+            raise checks.DataError("'y' must have a column for each label, as it had first, got shape (rows,)")
         numbers = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
         unknown = np.count_nonzero(self.classes_[numbers] != y)
         if unknown:
             raise checks.DataError(f"'y' must hold the classes that were given first, got {unknown} others of {len(y)}")
+        missing = len(self.classes_) - len(np.unique(numbers)) if complete else 0
+        if missing:
+            raise checks.DataError(
+                f"'y' must hold all {len(self.classes_)} classes that were given first for a 'warm_start', "
+                f"got {len(self.classes_) - missing}"
+            )
         return X, numbers if len(self.classes_) > 2 else numbers[:, None]
+
+    def _labels(self, y: Any, reset: bool, classes: Any) -> Array:
+        """Return targets of several labels a row, and remember, if they are the first, whether they were sparse."""
+        if type_of_target(y) != "multilabel-indicator":
+            raise checks.DataError("'y' must be 0 or 1 where a row has several labels, got more values than two")
+        if reset:
+            columns = np.arange(y.shape[1])
+            if classes is not None and not np.array_equal(np.unique(classes), columns):
+                raise checks.ParameterError(f"'classes' must be 0..{y.shape[1] - 1}, a number for each column of 'y'")
+            self.classes_, self._label_binarizer = columns, LabelBinarizer().fit(y)
+        elif self._label_binarizer is None:
+            raise checks.DataError(f"'y' must hold a class for each row, as it did first, got shape {y.shape}")
+        return y.toarray() if scipy.sparse.issparse(y) else y
 
     def _loss(self, targets: Array) -> str:
         return "cross_entropy" if targets.ndim == 1 else "binary_cross_entropy"
@@ -809,7 +838,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         outputs = self._outputs(X)
         return outputs.ravel() if outputs.shape[1] == 1 else outputs
 
-    def _rows(self, X: Any, y: Any, reset: bool, classes: Any = None) -> tuple[Array, Array]:
+    def _rows(self, X: Any, y: Any, reset: bool, classes: Any = None, complete: bool = False) -> tuple[Array, Array]:
         X, y = self._validated(X, y, reset, y_numeric=True)
         return X, y.reshape(len(y), -1)
 

@@ -583,6 +583,40 @@ def test_unknown_classes_are_refused():
         classifier.fit(X, np.arange(ROWS) % 3 + 1)
 
 
+@pytest.mark.parametrize(("classes", "present"), [(3, 2), (3, 1), (2, 1)])
+def test_missing_classes_are_refused_by_a_warm_start_as_in_scikit_learn(classes, present):
+    X = features()
+    for estimator, error in ((MLPClassifier, DataError), (THEIRS[MLPClassifier], ValueError)):
+        classifier = estimator(warm_start=True, max_iter=2).fit(X, np.arange(ROWS) % classes)
+        before = parameters(classifier).tobytes()
+
+        with pytest.raises(error, match="classes") as raised:
+            classifier.fit(X, np.arange(ROWS) % present)
+        assert parameters(classifier).tobytes() == before
+        if error is DataError:
+            assert f"got {present}" in str(raised.value)
+    MLPClassifier(warm_start=True, max_iter=2).fit(X, np.arange(ROWS) % 3).partial_fit(X, np.arange(ROWS) % 2)
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+@pytest.mark.parametrize("kinds", [("multiclass", "multilabel"), ("multilabel", "multiclass")])
+def test_labels_stay_of_their_kind(kinds, method):
+    X = features()
+    first, second = (targets(kind, X) for kind in kinds)
+    second = np.eye(3, dtype=int)[second] if second.ndim == 1 and kinds[0] == "multiclass" else second
+    classifier = MLPClassifier(warm_start=True, max_iter=2).fit(X, first)
+
+    with pytest.raises(DataError, match="'y' must"):
+        getattr(classifier, method)(X, np.eye(3, dtype=int)[first] if first.ndim == 1 else first.argmax(axis=1))
+
+
+def test_several_values_a_row_are_no_labels():
+    X = features()
+
+    with pytest.raises(DataError, match="'y' must be 0 or 1"):
+        MLPClassifier().fit(X, np.column_stack([np.arange(ROWS) % 3, np.arange(ROWS) % 2]))
+
+
 def test_column_of_targets_is_taken_with_a_warning():
     X = features()
 
@@ -613,6 +647,26 @@ def test_sparse_matrices_are_as_good_as_dense_ones(kind):
     actual = MLPClassifier(**SHORT).fit(sparse.csc_array(X), also).predict_proba(sparse.csr_array(X))
 
     assert actual.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+@pytest.mark.parametrize("kind", [sparse.csr_array, sparse.csc_array, sparse.csr_matrix, np.asarray])
+def test_labels_are_predicted_as_sparse_as_they_came(kind, method):
+    X = features()
+    y = kind(targets("multilabel", X))
+    classes = {"classes": [0, 1, 2]} if method == "partial_fit" else {}
+    ours, theirs = (
+        getattr(estimator(max_iter=2, random_state=0), method)(X, y, **classes)
+        for estimator in (MLPClassifier, THEIRS[MLPClassifier])
+    )
+
+    expected = theirs.predict(X)
+    actual = ours.predict(X)
+
+    assert type(actual) is type(expected)
+    assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
+    assert 0 <= ours.score(X, y) <= 1
+    assert type(ours.partial_fit(X, targets("multilabel", X)).predict(X)) is type(expected)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -754,6 +808,36 @@ def test_partial_fit_needs_all_classes_at_first():
         classifier.partial_fit(X, np.arange(ROWS) % 5)
     with pytest.raises(DataError, match="'y'"):
         MLPClassifier().partial_fit(X, np.arange(ROWS) % 5, classes=[0, 1, 2])
+
+
+@pytest.mark.parametrize("classes", [[], np.array([]), (), 5, [[0, 1]]], ids=str)
+def test_classes_that_are_none_are_refused(classes):
+    X = features()
+    y = np.arange(ROWS) % 2
+
+    with pytest.raises(ParameterError, match="'classes' must be a list of at least 1 label"):
+        MLPClassifier().partial_fit(X, y, classes=classes)
+    with pytest.raises(ParameterError, match="'classes' must be a list of at least 1 label"):
+        MLPClassifier(**SHORT).fit(X, y).partial_fit(X, y, classes=classes)
+
+
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+def test_labels_are_learnt_part_by_part(solver):
+    X = features()
+    y = targets("multilabel", X)
+    classifier = MLPClassifier((20,), solver=solver, learning_rate_init=0.05, batch_size=7, random_state=0)
+    with pytest.raises(ParameterError, match=re.escape("'classes' must be 0..2, a number for each column of 'y'")):
+        classifier.partial_fit(X[:35], y[:35], classes=[0, 1])
+    for epoch in range(60):
+        part = slice(35 * (epoch % 3), 35 * (epoch % 3 + 1))
+        classifier.partial_fit(X[part], y[part], classes=[0, 1, 2])
+    first_only = y.copy()
+    first_only[:, 1:] = 0
+    classifier.partial_fit(X[:1], first_only[:1])  # rows without one of the labels
+
+    assert classifier.classes_.tolist() == [0, 1, 2]
+    assert classifier.predict(X).shape == classifier.predict_proba(X).shape == (ROWS, 3)
+    assert (classifier.predict(X) == y).mean() > 0.9
 
 
 def test_partial_fit_knows_no_balance_of_classes_to_come():
