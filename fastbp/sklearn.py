@@ -26,7 +26,7 @@ try:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import train_test_split
     from sklearn.preprocessing import LabelBinarizer
-    from sklearn.utils import check_random_state, column_or_1d, compute_class_weight
+    from sklearn.utils import check_random_state, column_or_1d
     from sklearn.utils.metaestimators import available_if
     from sklearn.utils.multiclass import check_classification_targets, type_of_target
     from sklearn.utils.validation import check_is_fitted, validate_data
@@ -370,8 +370,18 @@ class _Perceptron(BaseEstimator):
         """Return `class_weight` with the numbers of classes in place of their labels."""
         if not isinstance(self.class_weight, dict):
             return self.class_weight
-        weights = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_)
-        return dict(enumerate(weights.tolist()))
+        weights = {
+            label: checks.number(f"class_weight[{label!r:.40}]", weight, at_least=0)
+            for label, weight in self.class_weight.items()
+        }
+        labels = self.classes_.tolist()
+        others = weights.keys() - set(labels)
+        if others and not weights.keys() >= set(labels):  # scikit-learn lets a part of the data lack a class
+            other = next(label for label in weights if label in others)
+            raise checks.ParameterError(
+                f"'class_weight' must name labels of classes, or all of them, got {other!r:.40}"
+            )
+        return {number: weights.get(label, 1.0) for number, label in enumerate(labels)}
 
     def _attendance(self) -> dict[str, Any]:
         return {
@@ -517,8 +527,8 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     max_fun : int, default 15000
         Evaluations of the loss by "lbfgs", at most.
     class_weight : dict, "balanced" or None, default None
-        Weights of the classes, times `sample_weight`; "balanced" gives all classes the same sum of weights. Not for
-        several labels a row.
+        Weights of the classes by their labels, times `sample_weight`; a class that is not named has weight 1.
+        "balanced" gives all classes the same sum of weights. Not for several labels a row.
     dropout : float or sequence of float, default 0.0
         Share of the units of the hidden layers that each row does without in training: one, or one for each layer.
     clip_norm : float or None, default None

@@ -185,6 +185,33 @@ def test_threads_are_checked():
         regressor.predict(X)
 
 
+@pytest.mark.parametrize("class_weight", [{"0": 2}, {0: 2.0, "1": 1.0}, {0: 2.0, 7: 1.0}], ids=str)
+def test_class_weight_of_no_class_is_refused_by_its_label(class_weight):
+    X = features()
+    (label,) = [key for key in class_weight if key != 0]
+
+    with pytest.raises(ParameterError, match=f"'class_weight' must name labels of classes, .*, got {label!r}"):
+        MLPClassifier(class_weight=class_weight).fit(X, np.arange(ROWS) % 2)
+
+
+def test_class_weight_may_name_classes_that_this_part_of_the_data_lacks():
+    X = features()
+    y = np.array(["x", "y"])[np.arange(ROWS) % 2]
+    expected, actual = (
+        MLPClassifier(class_weight={"x": 3.0, "y": 0.5} | more, **SHORT).fit(X, y) for more in ({}, {"z": 2.0})
+    )
+
+    assert parameters(actual).tobytes() == parameters(expected).tobytes()
+
+
+@pytest.mark.parametrize(("weight", "error"), [(-1.0, ParameterError), ("2", ParameterTypeError)])
+def test_bad_class_weight_is_named_by_its_label(weight, error):
+    X = features()
+
+    with pytest.raises(error, match=re.escape("class_weight['y']")):
+        MLPClassifier(class_weight={"y": weight}).fit(X, np.array(["x", "y"])[np.arange(ROWS) % 2])
+
+
 def test_missing_scikit_learn_says_how_to_install_it(monkeypatch):
     monkeypatch.delitem(sys.modules, "fastbp.sklearn")
     monkeypatch.setitem(sys.modules, "sklearn.base", None)
