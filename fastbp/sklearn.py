@@ -1,6 +1,7 @@
 """`MLPClassifier` and `MLPRegressor`: scikit-learn's multilayer perceptrons, trained by fastbp.
 
-A script that imports them from here instead of from sklearn.neural_network runs as before, only faster.
+A script imports them from here instead of from sklearn.neural_network; what differs then, the Notes of `MLPClassifier`
+say.
 """
 
 # mypy: allow-subclassing-any, allow-untyped-decorators
@@ -203,9 +204,10 @@ class _Perceptron(BaseEstimator):
         Raises
         ------
         ParameterError, ParameterTypeError, DataError, ResourceError, DivergenceError
-            As `fastbp.train` does; the names in messages are those of the parameters here.
+            As `fastbp.train` does; the names in messages are those of the parameters here. Also if early stopping has
+            fewer than 2 rows for its validation, or with `warm_start` if `y` lacks a class.
         """
-        max_iter = checks.count("max_iter", self.max_iter)
+        self._check_parameters()
         fresh = not (self.warm_start and hasattr(self, "network_"))
         X, targets = self._rows(X, y, fresh, complete=not fresh)
         weights = None if sample_weight is None else checks.row_weights(sample_weight, len(X), X.dtype)
@@ -221,10 +223,14 @@ class _Perceptron(BaseEstimator):
             parts = train_test_split(
                 *([X, targets] if weights is None else [X, targets, weights]),
                 random_state=random,
-                test_size=self.validation_fraction,
+                test_size=checks.number("validation_fraction", self.validation_fraction, above=0, below=1),
                 stratify=targets if network.loss == "binary_cross_entropy" and network.sizes[-1] == 1 else None,
             )
             held = tuple(parts[1::2])
+            if (rows := len(held[0])) < 2:
+                raise checks.ParameterError(
+                    f"'validation_fraction' must give at least 2 rows, the validation set is too small, got {rows}"
+                )
             X, targets, *rest = parts[::2]
             weights = rest[0] if rest else None
         settings = self._settings(len(X), random)
@@ -232,18 +238,19 @@ class _Perceptron(BaseEstimator):
         endless = isinstance(settings["schedule"], choices.ReduceOnPlateau) and settings["schedule"].stop
         with _named():
             result = train(
-                X, targets, network=network, epochs=max_iter, sample_weight=weights, validation=held,
+                X, targets, network=network, epochs=self.max_iter, sample_weight=weights, validation=held,
                 patience=FOREVER if endless else self._patience(), min_delta=self.tol,
                 watch="score" if held else "loss", **settings, **self._attendance(),
             )  # fmt: skip
         self._keep(network, result, result.loss.tolist(), len(X), fresh)
         if result.stopped == "epochs":
-            message = f"training stopped at 'max_iter' ({max_iter}), before it converged"
+            message = f"training stopped at 'max_iter' ({self.max_iter}), before it converged"
             warnings.warn(message, ConvergenceWarning, stacklevel=2)
         return self
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> Self:
         """Train one epoch further, without validation."""
+        self._check_parameters()
         fresh = not hasattr(self, "network_")
         X, targets = self._rows(X, y, fresh, classes)
         last: TrainResult | None = None if fresh else self.result_
@@ -257,6 +264,16 @@ class _Perceptron(BaseEstimator):
                 result = train(X, targets, network=network, **told, **self._settings(len(X), random))
         self._keep(result.network, result, result.loss[-1:].tolist(), len(X), fresh)
         return self
+
+    def _check_parameters(self) -> None:
+        """Check the parameters that nothing behind here checks, whether or not they are used."""
+        for name in ("shuffle", "warm_start", "nesterovs_momentum", "early_stopping"):
+            checks.flag(name, getattr(self, name))
+        if not isinstance(self.verbose, (bool, np.bool_)):
+            checks.count("verbose", self.verbose, 0)
+        checks.count("max_iter", self.max_iter)
+        checks.count("n_threads", self.n_threads)
+        checks.number("validation_fraction", self.validation_fraction, at_least=0, below=1)
 
     def _validated(self, X: Any, y: Any, reset: bool, **how: Any) -> tuple[Array, Array]:
         """Check X and y as scikit-learn does; return X dense."""
@@ -286,16 +303,20 @@ class _Perceptron(BaseEstimator):
         X, y, *weights = self.validation
         return *self._rows(X, y, False), *weights
 
+    def _activation(self) -> Any:
+        """Return `activation` with our name of the logistic function."""
+        if isinstance(self.activation, (list, tuple)):
+            return ["sigmoid" if isinstance(name, str) and name == "logistic" else name for name in self.activation]
+        return "sigmoid" if isinstance(self.activation, str) and self.activation == "logistic" else self.activation
+
     def _new_network(self, X: Array, targets: Array, random: np.random.RandomState) -> Network:
         """Return a network with weights drawn by `init`."""
         units = checks.hidden(self.hidden_layer_sizes, "hidden_layer_sizes")
-        names: Any = [self.activation] if isinstance(self.activation, str) else self.activation
-        if isinstance(names, (list, tuple)):
-            names = ["sigmoid" if name == "logistic" else name for name in names]
+        names = checks.activations(self._activation(), len(units))
         theirs = checks.choice("init", self.init, ("scikit-learn", *INITIALISERS)) == "scikit-learn"
         network = Network(
             (X.shape[1], *units, targets.shape[1] if targets.ndim == 2 else len(self.classes_)),
-            activation=names[0] if isinstance(self.activation, str) else names,
+            activation=names,
             loss=self._loss(targets),
             huber_delta=self.huber_delta,
             init="zeros" if theirs else self.init,
@@ -306,7 +327,8 @@ class _Perceptron(BaseEstimator):
             # Glorot and Bengio's limit, or that over the square root of 3 for "logistic"; the output layer is drawn
             # like the layer below it.
             for layer, (weights, biases) in enumerate(zip(network.weights, network.biases, strict=True)):
-                factor = 2 if names and names[min(layer, len(names) - 1)] == "sigmoid" else 6
+                drawn_for = names[min(layer, len(names) - 1)] if names else self._activation()
+                factor = 2 if drawn_for == "sigmoid" else 6
                 limit = np.sqrt(factor / sum(weights.shape))
                 weights[:] = random.uniform(-limit, limit, weights.shape)
                 biases[:] = random.uniform(-limit, limit, biases.shape)
@@ -320,7 +342,8 @@ class _Perceptron(BaseEstimator):
         solver = checks.choice("solver", self.solver, (*OPTIMIZERS, "lbfgs"))
         optimizer: choices.Optimizer
         if solver == "sgd":
-            optimizer = SGD(self.learning_rate_init, self.momentum, bool(self.nesterovs_momentum and self.momentum))
+            nesterov = bool(self.nesterovs_momentum) and checks.number("momentum", self.momentum) != 0
+            optimizer = SGD(self.learning_rate_init, self.momentum, nesterov)
         elif solver == "rmsprop":
             optimizer = choices.RMSprop(self.learning_rate_init, epsilon=self.epsilon)
         elif solver == "irprop":
@@ -332,21 +355,28 @@ class _Perceptron(BaseEstimator):
             return checks.optimizer(optimizer)
 
     def _patience(self) -> Any:
-        return FOREVER if self.n_iter_no_change == np.inf else self.n_iter_no_change
+        patience = self.n_iter_no_change
+        return FOREVER if isinstance(patience, (float, np.floating)) and patience == np.inf else patience
+
+    def _scales_inversely(self, optimizer: choices.Optimizer) -> bool:
+        """Whether the rate is that of "invscaling", which is for "sgd" alone."""
+        named = isinstance(self.learning_rate, str) and self.learning_rate == "invscaling"
+        return named and isinstance(optimizer, SGD) and checks.number("power_t", self.power_t, at_least=0) > 0
 
     def _schedule(self, n: int, optimizer: choices.Optimizer) -> choices.Schedule:
         """Return the schedule that `learning_rate` names; "invscaling" and "adaptive" are for "sgd" alone."""
-        name, rate = self.learning_rate, optimizer.learning_rate
-        if isinstance(name, str):
-            checks.choice("learning_rate", name, (*SCHEDULES, "invscaling", "adaptive"))
-        if name not in ("invscaling", "adaptive"):
-            with _named(_OBJECTS):
-                return checks.schedule(name, self.max_iter)
-        if not isinstance(optimizer, SGD) or (name == "invscaling" and self.power_t == 0):
-            return choices.Constant()
-        if name == "invscaling":
-            return choices.InverseScaling(self.power_t, n)
-        return choices.ReduceOnPlateau(0.2, self._patience(), self.tol, min(1.0, 1e-6 / rate), stop=True)
+        schedule: Any = self.learning_rate
+        if isinstance(schedule, str):
+            name = checks.choice("learning_rate", schedule, (*SCHEDULES, "invscaling", "adaptive"))
+            if self._scales_inversely(optimizer):
+                schedule = choices.InverseScaling(self.power_t, n)
+            elif name == "adaptive" and isinstance(optimizer, SGD):
+                least = min(1.0, 1e-6 / optimizer.learning_rate)
+                schedule = choices.ReduceOnPlateau(0.2, self._patience(), self.tol, least, stop=True)
+            elif name in ("invscaling", "adaptive"):
+                schedule = choices.Constant()
+        with _named(_OBJECTS if schedule is self.learning_rate else _NAMES):
+            return checks.schedule(schedule, self.max_iter)
 
     def _settings(self, n: int, random: np.random.RandomState) -> dict[str, Any]:
         """Return what `train` is told for n rows, and `resume` remembers."""
@@ -407,12 +437,14 @@ class _Perceptron(BaseEstimator):
 
     def _minimise(self, network: Network, X: Array, targets: Array, weights: Array | None, fresh: bool) -> None:
         """Train by SciPy's L-BFGS-B on all rows at once, the penalty included."""
-        for name, default in {"dropout": 0.0, "clip_norm": None, "validation": None, "callback": None}.items():
-            if getattr(self, name) is not default and getattr(self, name) != default:
+        given = {name: getattr(self, name) is not None for name in ("clip_norm", "validation", "callback")}
+        given["dropout"] = bool(checks.dropout(self.dropout, len(network.sizes) - 2))
+        for name, is_given in given.items():
+            if is_given:
                 raise checks.ParameterError(f"{name!r} must be left out with the solver 'lbfgs'")
+        alpha, tol = checks.number("alpha", self.alpha, at_least=0), checks.number("tol", self.tol, at_least=0)
+        class_weight = checks.class_weight(self._class_weight())
         with _named():
-            alpha, tol = checks.number("alpha", self.alpha, at_least=0), checks.number("tol", self.tol, at_least=0)
-            class_weight = checks.class_weight(self._class_weight())
             y = checks.targets(targets, network.loss, len(X), network.sizes[-1], X.dtype)
         if class_weight is not None:
             weights = checks.class_weights(class_weight, network.loss, y, weights)
@@ -502,10 +534,10 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     random_state : int, RandomState or None, default None
         Seeds the weights, the validation that early stopping splits off, the orders and dropout.
     tol : float, default 1e-4
-        By how much an epoch must improve the loss of the training, or with a validation its score; for "lbfgs" the
-        gradient at which it stops.
-    verbose : bool, default False
-        Whether to show a bar with loss and speed on stderr.
+        By more than this an epoch must improve the loss of the training, or with a validation its score; for "lbfgs"
+        the gradient at which it stops.
+    verbose : bool or int, default False
+        Whether to show a bar with loss and speed on stderr; any number above 0 does.
     warm_start : bool, default False
         Whether `fit` goes on with the weights of the last fit. The optimiser begins anew; `loss_curve_` and `t_` go on.
         `y` must have all classes of before.
@@ -517,7 +549,8 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         Whether to split a validation off, to stop when its score no longer improves, and to return to the weights of
         the epoch where it was best. Not for "lbfgs".
     validation_fraction : float, default 0.1
-        Share of the rows that early stopping splits off, of two classes with both in proportion.
+        Share of the rows that early stopping splits off, below 1 and at least 2 rows, of two classes with both in
+        proportion.
     beta_1, beta_2 : float, default 0.9 and 0.999
         Of "adam" and "adamw", in [0, 1).
     epsilon : float, default 1e-8
@@ -578,7 +611,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     out_activation_ : {"logistic", "softmax", "identity", "exp"}
         Activation of the outputs.
     network_ : fastbp.Network
-        The network.
+        The network, another after each training.
 
     Notes
     -----
@@ -588,6 +621,10 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     * The orders of shuffled rows are fastbp's.
     * Losses are means over the weights of rows, and of a regressor sums over the outputs, as the gradient takes them;
       scikit-learn reports the mean of the batches' means, and the mean over the outputs.
+    * An epoch that is better by `tol` exactly, or as good with ``tol=0``, has not improved; in scikit-learn it has. A
+      warm start counts such epochs, and looks for the best one, anew; scikit-learn goes on from the fit before.
+    * `momentum` must be below 1: at 1, which scikit-learn takes, nothing that was ever added to the velocity decays.
+    * `partial_fit` does not need all classes in `y` with `warm_start`.
 
     Weights that cease to be finite raise `fastbp.DivergenceError`, and `network_` stays what it was.
 

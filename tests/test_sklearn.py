@@ -154,6 +154,48 @@ BAD_PARAMETERS = [
     ({"init": "orthogonal"}, ParameterError, "'init'"),
     ({"solver": "irprop", "batch_size": 20}, ParameterError, "'batch_size'"),
     *[
+        ({name: value}, ParameterTypeError, f"'{name}'")
+        for name in ("shuffle", "warm_start", "nesterovs_momentum", "early_stopping")
+        for value in ("no", 1, None, np.array([True, False]))
+    ],
+    *[({"verbose": value}, ParameterTypeError, "'verbose'") for value in ("x", None, np.array([True, False]))],
+    ({"verbose": -1}, ParameterError, "'verbose'"),
+    ({"n_threads": True}, ParameterTypeError, "'n_threads'"),
+    ({"max_iter": "many"}, ParameterTypeError, "'max_iter'"),
+    *[
+        ({"early_stopping": early_stopping, "validation_fraction": value}, error, "'validation_fraction'")
+        for early_stopping in (True, False)
+        for value, error in (
+            (5, ParameterError),
+            (-0.1, ParameterError),
+            (1.0, ParameterError),
+            ("0.1", ParameterTypeError),
+        )
+    ],
+    ({"early_stopping": True, "validation_fraction": 0.0}, ParameterError, "'validation_fraction'"),
+    *[
+        ({"solver": "sgd", **settings, name: np.array([0.1, 0.2])}, ParameterTypeError, f"'{name}'")
+        for name, settings in {
+            "learning_rate": {},
+            "learning_rate_init": {},
+            "n_iter_no_change": {},
+            "momentum": {},
+            "alpha": {},
+            "tol": {"learning_rate": "adaptive"},
+            "power_t": {"learning_rate": "invscaling"},
+            "batch_size": {},
+            "hidden_layer_sizes": {},
+            "activation": {},
+            "class_weight": {},
+        }.items()
+    ],
+    ({"solver": "lbfgs", "dropout": np.array([0.1, 0.2])}, ParameterTypeError, "'dropout'"),
+    *[
+        ({"solver": "lbfgs", name: np.array([0.1, 0.2])}, ParameterError, f"'{name}' must be left out")
+        for name in ("clip_norm", "validation", "callback")
+    ],
+    ({"solver": "sgd", "momentum": 1.0}, ParameterError, "'momentum' must be a finite number >= 0 and < 1, got 1.0"),
+    *[
         ({"solver": "lbfgs", **setting}, ParameterError, "must be left out with the solver 'lbfgs'")
         for setting in ({"dropout": 0.5}, {"clip_norm": 1.0}, {"validation": (1, 2)}, {"callback": print})
     ],
@@ -179,10 +221,39 @@ def test_bad_loss_and_huber_delta_are_named():
 
 def test_threads_are_checked():
     X = features()
-    regressor = MLPRegressor(max_iter=1, n_threads=0).fit(X, X[:, 0])
+    regressor = MLPRegressor(max_iter=1).fit(X, X[:, 0]).set_params(n_threads=0)
 
-    with pytest.raises(ParameterError, match="'n_threads'"):
-        regressor.predict(X)
+    for method in (regressor.fit, regressor.partial_fit, lambda X, y: regressor.predict(X)):
+        with pytest.raises(ParameterError, match="'n_threads'"):
+            method(X, X[:, 0])
+
+
+@pytest.mark.parametrize("name", ["shuffle", "warm_start", "nesterovs_momentum", "early_stopping", "verbose"])
+@pytest.mark.parametrize("value", [True, False])
+def test_flags_of_numpy_are_flags(name, value, capsys):
+    X = features()
+    expected, actual = (
+        MLPRegressor(**SHORT | {"solver": "sgd", name: flag}).fit(X, X[:, 0]) for flag in (value, np.bool_(value))
+    )
+
+    assert parameters(actual).tobytes() == parameters(expected).tobytes()
+
+
+def test_verbosity_may_be_a_number(capsys):
+    X = features()
+    MLPRegressor(verbose=0, **SHORT).fit(X, X[:, 0])
+    assert capsys.readouterr().err == ""
+    MLPRegressor(verbose=10, **SHORT).fit(X, X[:, 0])
+    assert "loss" in capsys.readouterr().err
+
+
+def test_no_dropout_is_left_out_in_any_form():
+    X = features()
+    settings = {"solver": "lbfgs", "hidden_layer_sizes": (7, 5), "random_state": 0, "max_iter": 3}
+    expected, *others = (MLPRegressor(dropout=rate, **settings).fit(X, X[:, 0]) for rate in (0.0, 0, (0.0, 0.0)))
+
+    for actual in others:
+        assert parameters(actual).tobytes() == parameters(expected).tobytes()
 
 
 @pytest.mark.parametrize("class_weight", [{"0": 2}, {0: 2.0, "1": 1.0}, {0: 2.0, 7: 1.0}], ids=str)
@@ -361,6 +432,31 @@ def test_training_stops_in_the_epoch_of_scikit_learn(kind, stopping):
         assert len(ours.validation_loss_curve_) == ours.n_iter_
     else:
         assert ours.validation_scores_ is ours.best_validation_score_ is ours.validation_loss_curve_ is None
+
+
+@pytest.mark.parametrize(("rows", "held"), [(3, 1), (10, 1), (11, 2)])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_validation_of_one_row_is_too_small(estimator, rows, held):
+    X, y = features()[:rows], np.arange(rows) % 3
+    fitted = estimator(hidden_layer_sizes=(2,), early_stopping=True, max_iter=2, random_state=0)
+    if held == 1:  # R^2 of one row would be constant; scikit-learn 1.7 refuses it for classes, too
+        with pytest.raises(
+            ParameterError, match=r"'validation_fraction' must give at least 2 rows, .* too small, got 1"
+        ):
+            fitted.fit(X, y)
+    else:
+        assert fitted.fit(X, y).t_ == 2 * (rows - held)
+
+
+def test_equal_scores_are_no_progress_where_nothing_is_asked_of_it():
+    X = features()
+    y = targets("binary", X)
+    settings = {"early_stopping": True, "tol": 0.0, "n_iter_no_change": 4, "max_iter": 50, "learning_rate_init": 1e-12}
+    ours, theirs = (estimator(**SHORT | settings).fit(X, y) for estimator in (MLPClassifier, THEIRS[MLPClassifier]))
+
+    assert ours.validation_scores_ == [ours.validation_scores_[0]] * 6
+    assert len(set(theirs.validation_scores_)) == 1
+    assert theirs.n_iter_ == 50
 
 
 @pytest.mark.skipif(OLD_WEIGHTS, reason="scikit-learn < 1.7 has no weights of rows")
