@@ -205,14 +205,15 @@ class _Perceptron(BaseEstimator):
         ------
         ParameterError, ParameterTypeError, DataError, ResourceError, DivergenceError
             As `fastbp.train` does; the names in messages are those of the parameters here. Also if early stopping has
-            fewer than 2 rows for its validation, or with `warm_start` if `y` lacks a class.
+            fewer than 2 rows for its validation, or with `warm_start` if `y` lacks a class or a parameter describes
+            another network.
         """
         self._check_parameters()
         fresh = not (self.warm_start and hasattr(self, "network_"))
         X, targets = self._rows(X, y, fresh, complete=not fresh)
         weights = None if sample_weight is None else checks.row_weights(sample_weight, len(X), X.dtype)
         random = check_random_state(self.random_state)
-        network = self._new_network(X, targets, random) if fresh else self.network_.copy()
+        network = self._new_network(X, targets, random) if fresh else self._known_network(targets)
         if isinstance(self.solver, str) and self.solver == "lbfgs":
             self._minimise(network, X, targets, weights, fresh)
             return self
@@ -233,16 +234,20 @@ class _Perceptron(BaseEstimator):
                 )
             X, targets, *rest = parts[::2]
             weights = rest[0] if rest else None
-        settings = self._settings(len(X), random)
+        settings = self._settings(len(X))
         # A schedule that says itself when to stop; yet without patience the best weights would not be kept.
         endless = isinstance(settings["schedule"], choices.ReduceOnPlateau) and settings["schedule"].stop
+        told = {"sample_weight": weights, "validation": held, **self._attendance()}
+        late = not fresh and self.t_ > 0 and self._scales_inversely(settings["optimizer"])
         with _named():
             result = train(
-                X, targets, network=network, epochs=self.max_iter, sample_weight=weights, validation=held,
+                X, targets, network=network, epochs=1 if late else self.max_iter, seed=_seed(random),
                 patience=FOREVER if endless else self._patience(), min_delta=self.tol,
-                watch="score" if held else "loss", **settings, **self._attendance(),
+                watch="score" if held else "loss", **settings, **told,
             )  # fmt: skip
-        self._keep(network, result, result.loss.tolist(), len(X), fresh)
+            if late and result.stopped == "epochs" and self.max_iter > 1:
+                result = resume(self._slowed(result, len(X)), X, targets, epochs=self.max_iter - 1, **told)
+        self._keep(result.network, result, result.loss.tolist(), len(X), fresh)
         if result.stopped == "epochs":
             message = f"training stopped at 'max_iter' ({self.max_iter}), before it converged"
             warnings.warn(message, ConvergenceWarning, stacklevel=2)
@@ -255,13 +260,16 @@ class _Perceptron(BaseEstimator):
         X, targets = self._rows(X, y, fresh, classes)
         last: TrainResult | None = None if fresh else self.result_
         told = {"epochs": 1, "sample_weight": sample_weight, **self._attendance()}
-        with _named():
-            if last is not None and last.validation_loss is None:
+        if last is not None and last.validation_loss is None and self._continues(last):
+            last = self._as_now(last, self._known_network(targets))
+            with _named():
                 result = resume(last, X, targets, **told)
-            else:
-                random = check_random_state(self.random_state)
-                network = self._new_network(X, targets, random) if fresh else self.network_.copy()
-                result = train(X, targets, network=network, **told, **self._settings(len(X), random))
+        else:
+            random = check_random_state(self.random_state)
+            network = self._new_network(X, targets, random) if fresh else self._known_network(targets)
+            settings = self._settings(len(X))
+            with _named():
+                result = train(X, targets, network=network, seed=_seed(random), **told, **settings)
         self._keep(result.network, result, result.loss[-1:].tolist(), len(X), fresh)
         return self
 
@@ -274,6 +282,68 @@ class _Perceptron(BaseEstimator):
         checks.count("max_iter", self.max_iter)
         checks.count("n_threads", self.n_threads)
         checks.number("validation_fraction", self.validation_fraction, at_least=0, below=1)
+
+    def _known_network(self, targets: Array) -> Network:
+        """Return a copy of the network, which is to be trained further; refuse parameters that describe another."""
+        network = self.network_
+        units = checks.hidden(self.hidden_layer_sizes, "hidden_layer_sizes")
+        described = {
+            "hidden_layer_sizes": (units, network.sizes[1:-1]),
+            "activation": (checks.activations(self._activation(), len(units)), network.activations[:-1]),
+            "loss": (self._loss(targets), network.loss),
+            "huber_delta": (checks.number("huber_delta", self.huber_delta, above=0), network.huber_delta),
+            "dtype": (checks.dtype(self.dtype, network.params), network.params.dtype),
+        }
+        for name, (now, before) in described.items():
+            if now != before:
+                raise checks.ParameterError(
+                    f"{name!r} must be what the network was made with, {before!s}, to train it further, got {now!s}"
+                )
+        return network.copy()
+
+    def _continues(self, last: TrainResult) -> bool:
+        """Whether the solver is still the one whose state is in the result."""
+        return type(self._optimizer()) is type(last.state.settings.optimizer)
+
+    def _as_now(self, last: TrainResult, network: Network) -> TrainResult:
+        """Return the result for `resume` to go on from: the weights and the parameters of now, the optimiser's state.
+
+        Of "invscaling" the next epoch, the only one, is to see the rate for all rows before it, however many each of
+        the epochs had: it is as if they all had had the mean number.
+        """
+        told = self._settings(self.t_ / last.loss.size)
+        size, norm = told["batch_size"], told["clip_norm"]
+        with _named():
+            settings = dataclasses.replace(
+                last.state.settings,
+                optimizer=told["optimizer"],
+                schedule=told["schedule"],
+                batch_size=None if size is None else checks.count("batch_size", size),
+                shuffle=told["shuffle"],
+                l2=checks.number("l2", told["l2"], at_least=0),
+                dropout=checks.dropout(told["dropout"], len(network.sizes) - 2),
+                clip_norm=0.0 if norm is None else checks.number("clip_norm", norm, above=0),
+                class_weight=checks.class_weight(told["class_weight"]),
+                patience=None,
+            )
+            checks.representable(settings.optimizer, network.params.dtype)
+        state = last.state._replace(settings=settings, params=network.params)
+        return last._replace(network=network, state=state)
+
+    def _slowed(self, first: TrainResult, rows: int) -> TrainResult:
+        """Return the result of the first epoch of a warm start, to go on from with the rate that "invscaling" has then.
+
+        As in scikit-learn: the first epoch has the whole rate again, those after it have seen all rows since the
+        network was new.
+        """
+        seen, settings = 1 + self.t_, first.state.settings
+        rate = settings.optimizer.learning_rate * seen**-self.power_t
+        settings = dataclasses.replace(
+            settings,
+            optimizer=dataclasses.replace(settings.optimizer, learning_rate=rate),
+            schedule=choices.InverseScaling(self.power_t, rows / seen),
+        )
+        return first._replace(state=first.state._replace(settings=settings))
 
     def _validated(self, X: Any, y: Any, reset: bool, **how: Any) -> tuple[Array, Array]:
         """Check X and y as scikit-learn does; return X dense."""
@@ -363,13 +433,13 @@ class _Perceptron(BaseEstimator):
         named = isinstance(self.learning_rate, str) and self.learning_rate == "invscaling"
         return named and isinstance(optimizer, SGD) and checks.number("power_t", self.power_t, at_least=0) > 0
 
-    def _schedule(self, n: int, optimizer: choices.Optimizer) -> choices.Schedule:
+    def _schedule(self, pace: float, optimizer: choices.Optimizer) -> choices.Schedule:
         """Return the schedule that `learning_rate` names; "invscaling" and "adaptive" are for "sgd" alone."""
         schedule: Any = self.learning_rate
         if isinstance(schedule, str):
             name = checks.choice("learning_rate", schedule, (*SCHEDULES, "invscaling", "adaptive"))
             if self._scales_inversely(optimizer):
-                schedule = choices.InverseScaling(self.power_t, n)
+                schedule = choices.InverseScaling(self.power_t, pace)
             elif name == "adaptive" and isinstance(optimizer, SGD):
                 least = min(1.0, 1e-6 / optimizer.learning_rate)
                 schedule = choices.ReduceOnPlateau(0.2, self._patience(), self.tol, least, stop=True)
@@ -378,22 +448,21 @@ class _Perceptron(BaseEstimator):
         with _named(_OBJECTS if schedule is self.learning_rate else _NAMES):
             return checks.schedule(schedule, self.max_iter)
 
-    def _settings(self, n: int, random: np.random.RandomState) -> dict[str, Any]:
-        """Return what `train` is told for n rows, and `resume` remembers."""
+    def _settings(self, pace: float) -> dict[str, Any]:
+        """Return what `train` is told; the pace is that of "invscaling", rows an epoch."""
         optimizer = self._optimizer()
         batch_size = self.batch_size
         if isinstance(batch_size, str) and checks.choice("batch_size", batch_size, ("auto",), " or an integer >= 1"):
             batch_size = None if isinstance(optimizer, choices.IRprop) else 200
         return {
             "optimizer": optimizer,
-            "schedule": self._schedule(n, optimizer),
+            "schedule": self._schedule(pace, optimizer),
             "batch_size": batch_size,
             "shuffle": self.shuffle,
             "l2": self.alpha,
             "dropout": self.dropout,
             "clip_norm": self.clip_norm,
             "class_weight": self._class_weight(),
-            "seed": _seed(random),
         }
 
     def _class_weight(self) -> Any:
@@ -526,7 +595,8 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     learning_rate_init : float, default 0.001
         The learning rate, before the schedule.
     power_t : float, default 0.5
-        "invscaling" divides the rate by ``(1 + t) ** power_t``, with t the rows seen in the epochs before.
+        "invscaling" divides the rate by ``(1 + t_) ** power_t``, with the `t_` of the epochs before, but never that of
+        the first epoch of `fit`. At least 0.
     max_iter : int, default 200
         Epochs at most; with "lbfgs", iterations.
     shuffle : bool, default True
@@ -540,7 +610,8 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         Whether to show a bar with loss and speed on stderr; any number above 0 does.
     warm_start : bool, default False
         Whether `fit` goes on with the weights of the last fit. The optimiser begins anew; `loss_curve_` and `t_` go on.
-        `y` must have all classes of before.
+        `y` must have all classes of before, and what describes the network (`hidden_layer_sizes`, `activation`, `dtype`
+        and of a regressor `loss` and `huber_delta`) must be what it was made with.
     momentum : float, default 0.9
         Of "sgd", in [0, 1).
     nesterovs_momentum : bool, default True
@@ -587,7 +658,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         Labels, sorted; the columns of `predict_proba`.
     coefs_, intercepts_ : list of ndarray
         Weights (inputs, outputs) and biases (outputs,) of each layer, views of those of `network_`. What is assigned,
-        to one layer or to all, is copied into them.
+        to one layer or to all, is copied into them, and training goes on from there.
     loss_ : float
         Loss of the last epoch, with the penalty.
     best_loss_ : float or None
@@ -624,7 +695,10 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     * An epoch that is better by `tol` exactly, or as good with ``tol=0``, has not improved; in scikit-learn it has. A
       warm start counts such epochs, and looks for the best one, anew; scikit-learn goes on from the fit before.
     * `momentum` must be below 1: at 1, which scikit-learn takes, nothing that was ever added to the velocity decays.
-    * `partial_fit` does not need all classes in `y` with `warm_start`.
+    * `partial_fit` heeds all parameters as they are now, but for `early_stopping`, which it ignores; in scikit-learn
+      those of the optimiser are what they were first, and early stopping is an error. Nor does it need all classes in
+      `y` with `warm_start`.
+    * Parameters that describe another network than the one to be trained further are refused.
 
     Weights that cease to be finite raise `fastbp.DivergenceError`, and `network_` stays what it was.
 
@@ -649,8 +723,9 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Self:
         """Train one epoch further, on these rows, with the state that the optimiser has reached.
 
-        `early_stopping` and `validation` are for `fit`; after a fit with a validation, or with "lbfgs", the optimiser
-        begins anew. Otherwise the settings of the training are those it began with.
+        The weights are those that `coefs_` and `intercepts_` hold, and the parameters what they are now; `random_state`
+        counts where the optimiser begins anew: after a fit with a validation, or when `solver` is another than before.
+        `early_stopping` and `validation` are for `fit`.
 
         Parameters
         ----------
@@ -669,8 +744,8 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         AttributeError
             With the solver "lbfgs".
         ParameterError, ParameterTypeError, DataError, ResourceError, DivergenceError
-            As `fastbp.resume` does, if `classes` are missing, empty or others than before, or if `class_weight` is
-            "balanced".
+            As `fastbp.resume` does, if `classes` are missing, empty or others than before, if `class_weight` is
+            "balanced", or if a parameter describes another network.
         """
         first = not hasattr(self, "network_")
         if first and classes is None:
@@ -840,8 +915,9 @@ class MLPRegressor(RegressorMixin, _Perceptron):
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train one epoch further, on these rows, with the state that the optimiser has reached.
 
-        `early_stopping` and `validation` are for `fit`; after a fit with a validation, or with "lbfgs", the optimiser
-        begins anew. Otherwise the settings of the training are those it began with.
+        The weights are those that `coefs_` and `intercepts_` hold, and the parameters what they are now; `random_state`
+        counts where the optimiser begins anew: after a fit with a validation, or when `solver` is another than before.
+        `early_stopping` and `validation` are for `fit`.
 
         Parameters
         ----------
@@ -858,7 +934,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         AttributeError
             With the solver "lbfgs".
         ParameterError, ParameterTypeError, DataError, ResourceError, DivergenceError
-            As `fastbp.resume` does.
+            As `fastbp.resume` does, or if a parameter describes another network.
         """
         return self._partial_fit(X, y, sample_weight)
 

@@ -876,6 +876,209 @@ def test_partial_fit_goes_on_as_in_scikit_learn(kind, solver):
     assert [ours.n_iter_, ours.t_] == [theirs.n_iter_, theirs.t_]
 
 
+@pytest.mark.parametrize("solver", [ADAM, {"solver": "sgd"}, {"solver": "sgd", "momentum": 0}], ids=str)
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_training_goes_on_from_weights_that_were_written(method, solver, rng):
+    X = features()
+    settings = {"shuffle": False, "activation": "tanh", "warm_start": True, "n_iter_no_change": np.inf}
+    ours, theirs = (
+        estimator(**settings, **solver, **SHORT).partial_fit(X, X[:, 0])
+        for estimator in (MLPRegressor, THEIRS[MLPRegressor])
+    )
+    for _ in range(2):
+        weights = [rng.normal(size=array.shape) for array in ours.coefs_]
+        for estimator in (ours, theirs):
+            for layer, array in enumerate(estimator.coefs_):
+                array[:] = weights[layer]
+            estimator.intercepts_[0][:] = 0
+            getattr(estimator, method)(X, X[:, 0])
+
+    agree(parameters(ours), parameters(theirs))
+    agree(ours.loss_curve_, theirs.loss_curve_)
+
+
+def test_averaged_estimators_go_on_together():
+    X = features()
+    ours, theirs = ([e(shuffle=False, **ADAM, **SHORT) for _ in range(3)] for e in (MLPRegressor, THEIRS[MLPRegressor]))
+    for estimators in (ours, theirs):
+        for _ in range(4):
+            for part, estimator in enumerate(estimators):
+                estimator.partial_fit(X[part::3], X[part::3, 0])
+            for name in ("coefs_", "intercepts_"):
+                layers = zip(*(getattr(estimator, name) for estimator in estimators), strict=True)
+                means = [np.mean(layer, axis=0) for layer in layers]
+                for estimator in estimators:
+                    setattr(estimator, name, [mean.copy() for mean in means])
+
+    agree(parameters(ours[0]), parameters(theirs[0]))
+    assert parameters(ours[0]).tobytes() == parameters(ours[2]).tobytes()
+
+
+STEPS = [("partial_fit", rows) for rows in (100, *[1] * 20, 37, 105, 2)]
+SEQUENCES = {
+    "partial fits": STEPS,
+    "a fit and partial fits": [("fit", 105), *STEPS],
+    "warm starts": [("fit", 105), ("fit", 40), ("fit", 105)],
+    "all": [("partial_fit", 30), ("fit", 105), *STEPS, ("fit", 60), ("partial_fit", 20), ("partial_fit", 105)],
+}
+
+
+@pytest.mark.filterwarnings("ignore:Got `batch_size`:UserWarning")  # theirs: a batch of more rows than there are
+@pytest.mark.parametrize("max_iter", [1, 5])
+@pytest.mark.parametrize("power_t", [0.5, 1.5])
+@pytest.mark.parametrize("sequence", SEQUENCES.values(), ids=SEQUENCES)
+def test_rate_falls_with_the_rows_seen_as_in_scikit_learn(sequence, power_t, max_iter):
+    X = features()
+    ours, theirs = (
+        estimator(
+            **SHORT | {"max_iter": max_iter, "learning_rate_init": 0.1, "activation": "tanh", "shuffle": False},
+            solver="sgd", learning_rate="invscaling", power_t=power_t, warm_start=True, n_iter_no_change=np.inf,
+        )
+        for estimator in (MLPRegressor, THEIRS[MLPRegressor])
+    )  # fmt: skip
+    for method, rows in sequence:
+        for estimator in (ours, theirs):
+            getattr(estimator, method)(X[:rows], X[:rows, 0])
+        agree(parameters(ours), parameters(theirs))
+        assert ours.t_ == theirs.t_
+
+    agree(ours.loss_curve_, theirs.loss_curve_)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_rate_falls_in_a_warm_start_with_a_validation_as_in_scikit_learn(estimator):
+    X = features()
+    y = targets("binary", X).astype(int)
+    settings = {"solver": "sgd", "learning_rate": "invscaling", "power_t": 0.25, "warm_start": True, "shuffle": False}
+    stopping = {"early_stopping": True, "n_iter_no_change": np.inf, "learning_rate_init": 0.05}
+    ours, theirs = (kind(**settings, **SHORT | stopping).fit(X, y) for kind in (estimator, THEIRS[estimator]))
+    theirs.coefs_, theirs.intercepts_ = list(ours.coefs_), list(ours.intercepts_)
+    ours.fit(X, y)
+    theirs.fit(X, y)
+
+    assert ours.t_ == theirs.t_
+    assert len(ours.validation_scores_) == 10
+    agree(ours.loss_curve_, theirs.loss_curve_)
+    agree(ours.validation_scores_, theirs.validation_scores_[10:])
+
+
+def test_callback_is_called_through_a_warm_start():
+    X, epochs = features(), []
+    settings = {"solver": "sgd", "learning_rate": "invscaling", "warm_start": True}
+    regressor = MLPRegressor(**settings, **SHORT).fit(X, X[:, 0])
+    regressor.set_params(callback=lambda state: epochs.append(state.epoch) or state.epoch == 4).fit(X, X[:, 0])
+
+    assert epochs == [1, 2, 3, 4]
+    assert regressor.n_iter_ == 4
+
+
+OTHER_NETWORKS = [
+    (MLPRegressor, {"activation": "tanh"}),
+    (MLPRegressor, {"activation": ("relu", "tanh")}),
+    (MLPRegressor, {"hidden_layer_sizes": (7,)}),
+    (MLPRegressor, {"hidden_layer_sizes": (7, 6)}),
+    (MLPRegressor, {"loss": "huber"}),
+    (MLPRegressor, {"huber_delta": 2.0}),
+    (MLPRegressor, {"dtype": "float32"}),
+    (MLPClassifier, {"activation": "logistic"}),
+    (MLPClassifier, {"hidden_layer_sizes": 7}),
+]
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+@pytest.mark.parametrize(("estimator", "parameter"), OTHER_NETWORKS, ids=str)
+def test_network_to_be_trained_further_stays_what_it_is(estimator, parameter, method):
+    X = features()
+    y = targets("binary", X)
+    fitted = estimator(warm_start=True, **SHORT).fit(X, y)
+    before = fitted.network_.params.tobytes()
+    (name,) = parameter
+
+    with pytest.raises(ParameterError, match=f"'{name}' must be what the network was made with"):
+        getattr(fitted.set_params(**parameter), method)(X, y)
+    assert fitted.network_.params.tobytes() == before
+    fitted.set_params(warm_start=False).fit(X, y)  # a new network may be another
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_network_may_be_described_in_other_words(method):
+    X = features()
+    words = {"activation": ["sigmoid", "logistic"], "hidden_layer_sizes": [7, np.int64(5)], "dtype": np.float64}
+    first, second = (MLPRegressor(warm_start=True, **SHORT | {"activation": "logistic"}) for _ in range(2))
+    expected = getattr(first.fit(X, X[:, 0]), method)(X, X[:, 0])
+    actual = getattr(second.fit(X, X[:, 0]).set_params(**words), method)(X, X[:, 0])
+
+    assert parameters(actual).tobytes() == parameters(expected).tobytes()
+
+
+@pytest.mark.parametrize(
+    "parameter", [{"alpha": 10.0}, {"batch_size": 7}, {"batch_size": ROWS}, {"alpha": 0.0}], ids=str
+)
+@pytest.mark.parametrize("solver", [ADAM, {"solver": "sgd"}], ids=str)
+def test_changed_parameters_count_in_partial_fit_as_in_scikit_learn(solver, parameter):
+    X = features()
+    ours, theirs = (e(shuffle=False, **solver, **SHORT) for e in (MLPRegressor, THEIRS[MLPRegressor]))
+    for estimator in (ours, theirs):
+        for changed in ({}, parameter, {}):
+            estimator.set_params(**changed).partial_fit(X, X[:, 0])
+
+    agree(parameters(ours), parameters(theirs))
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    [
+        {"learning_rate_init": 0.5},
+        {"momentum": 0.1},
+        {"learning_rate": "exponential"},
+        {"shuffle": False},
+        {"dropout": 0.5},
+        {"clip_norm": 1e-3},
+        {"solver": "adam"},
+    ],
+    ids=str,
+)
+def test_no_changed_parameter_is_ignored_by_partial_fit(parameter):
+    X = features()
+    expected, actual = (MLPRegressor(solver="sgd", **SHORT).partial_fit(X, X[:, 0]) for _ in range(2))
+    expected.partial_fit(X, X[:, 0])
+    actual.set_params(**parameter).partial_fit(X, X[:, 0])
+
+    assert parameters(actual).tobytes() != parameters(expected).tobytes()
+
+
+def counts_in_partial_fit(settings):
+    stopping = settings.keys() & {"n_iter_no_change", "tol", "validation"} and "learning_rate" not in settings
+    started = "init" in settings or settings.get("validation_fraction") == 0
+    return not (stopping or started or settings.get("solver") == "lbfgs")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"), [row for row in BAD_PARAMETERS if counts_in_partial_fit(row[0])], ids=str
+)
+def test_bad_parameter_is_named_by_partial_fit_too(settings, error, message):
+    X = features()
+    y = targets("binary", X)
+    classifier = MLPClassifier((7,), batch_size="auto", max_iter=2, random_state=0).fit(X, y)
+    before = classifier.network_.params.tobytes()
+
+    with pytest.raises(error, match=re.escape(message)):
+        classifier.set_params(**settings).partial_fit(X, y)
+    assert classifier.network_.params.tobytes() == before
+
+
+def test_another_solver_begins_anew_in_partial_fit():
+    X = features()
+    regressor = MLPRegressor(**ADAM, **SHORT | {"batch_size": ROWS, "alpha": 0.0}).fit(X, X[:, 0])
+    network = regressor.network_.copy()
+    regressor.set_params(solver="sgd", momentum=0).partial_fit(X, X[:, 0])
+
+    expected = network.params - 0.01 * network.loss_and_gradient(X, X[:, 0])[1]
+    actual = regressor.network_.params
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-14)
+
+
 def test_partial_fits_are_one_fit():
     X = features()
     expected = MLPRegressor(**SHORT, learning_rate=fastbp.CosineDecay()).fit(X, X[:, 0])
@@ -1215,9 +1418,9 @@ def test_quiet_estimator_prints_nothing(capfd):
 
 def test_divergence_leaves_the_network_of_before():
     X = features()
-    regressor = MLPRegressor(**SHORT).fit(X, X[:, 0])
+    regressor = MLPRegressor(**SHORT | {"activation": "identity"}).fit(X, X[:, 0])
     before = regressor.network_.params.tobytes()
-    regressor.set_params(warm_start=True, solver="sgd", activation="identity", learning_rate_init=1e200)
+    regressor.set_params(warm_start=True, solver="sgd", learning_rate_init=1e200)
 
     with pytest.raises(DivergenceError, match="'learning_rate_init'"):
         regressor.fit(X, X[:, 0])
