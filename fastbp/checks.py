@@ -54,7 +54,7 @@ class CheckpointError(FastbpError, ValueError):
     """A file is damaged, of a later version, or not one that fastbp has saved."""
 
 
-class DivergenceError(FastbpError, ArithmeticError):
+class DivergenceError(FastbpError, ArithmeticError, ValueError):
     """Loss or weights ceased to be finite in `epoch`, counted from 1; `result` ends with the last finite weights."""
 
     def __init__(self, epoch: int, result: Any = None) -> None:

@@ -239,17 +239,26 @@ class _Perceptron(BaseEstimator):
         endless = isinstance(settings["schedule"], choices.ReduceOnPlateau) and settings["schedule"].stop
         told = {"sample_weight": weights, "validation": held, **self._attendance()}
         late = not fresh and self.t_ > 0 and self._scales_inversely(settings["optimizer"])
-        with _named():
-            result = train(
-                X, targets, network=network, epochs=1 if late else self.max_iter, seed=_seed(random),
-                patience=FOREVER if endless else self._patience(), min_delta=self.tol,
-                watch="score" if held else "loss", **settings, **told,
-            )  # fmt: skip
-            if late and result.stopped == "epochs" and self.max_iter > 1:
-                result = resume(self._slowed(result, len(X)), X, targets, epochs=self.max_iter - 1, **told)
+        message: str | None = None
+        try:
+            with _named():
+                result = train(
+                    X, targets, network=network, epochs=1 if late else self.max_iter, seed=_seed(random),
+                    patience=FOREVER if endless else self._patience(), min_delta=self.tol,
+                    watch="score" if held else "loss", **settings, **told,
+                )  # fmt: skip
+                if late and result.stopped == "epochs" and self.max_iter > 1:
+                    result = resume(self._slowed(result, len(X)), X, targets, epochs=self.max_iter - 1, **told)
+        except checks.DivergenceError as error:
+            result = error.result
+            if result.best_epoch is None:
+                raise
+            message = f"{error}; 'network_' has the weights of epoch {result.best_epoch}, the best in the validation"
+        else:
+            if result.stopped == "epochs":
+                message = f"training stopped at 'max_iter' ({self.max_iter}), before it converged"
         self._keep(result.network, result, result.loss.tolist(), len(X), fresh)
-        if result.stopped == "epochs":
-            message = f"training stopped at 'max_iter' ({self.max_iter}), before it converged"
+        if message:
             warnings.warn(message, ConvergenceWarning, stacklevel=2)
         return self
 
@@ -501,8 +510,9 @@ class _Perceptron(BaseEstimator):
         self.validation_loss_curve_: list[float] | None = None
         if result and result.validation_loss is not None and result.validation_score is not None:
             self.validation_loss_curve_ = result.validation_loss.tolist()
-            self.validation_scores_ = result.validation_score.tolist()
-            self.best_loss_, self.best_validation_score_ = None, max(self.validation_scores_)
+            self.validation_scores_ = scores = result.validation_score.tolist()
+            best = result.best_epoch  # None if no score is a number
+            self.best_loss_, self.best_validation_score_ = None, scores[best - 1] if best else scores[-1]
 
     def _minimise(self, network: Network, X: Array, targets: Array, weights: Array | None, fresh: bool) -> None:
         """Train by SciPy's L-BFGS-B on all rows at once, the penalty included."""
@@ -700,7 +710,9 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
       `y` with `warm_start`.
     * Parameters that describe another network than the one to be trained further are refused.
 
-    Weights that cease to be finite raise `fastbp.DivergenceError`, and `network_` stays what it was.
+    Weights that cease to be finite raise `fastbp.DivergenceError`, a ValueError too, and `network_` stays what it was.
+    With a validation and an epoch that ended well it is a ConvergenceWarning, and the weights of the best epoch remain;
+    scikit-learn goes on to `max_iter` with what is not a number, and then returns to them.
 
     The same `random_state` gives the same bits on every CPU as `fastbp.train` does, but for "lbfgs", whose own sums are
     those of SciPy and its BLAS, and for `predict_log_proba`, whose logarithm is NumPy's.

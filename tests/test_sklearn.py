@@ -1416,16 +1416,53 @@ def test_quiet_estimator_prints_nothing(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_divergence_leaves_the_network_of_before():
+DIVERGING = {"solver": "sgd", "activation": "identity", "learning_rate_init": 1e200}
+
+
+@pytest.mark.parametrize("error", [DivergenceError, ValueError])
+def test_divergence_leaves_the_network_of_before(error):
     X = features()
     regressor = MLPRegressor(**SHORT | {"activation": "identity"}).fit(X, X[:, 0])
     before = regressor.network_.params.tobytes()
-    regressor.set_params(warm_start=True, solver="sgd", learning_rate_init=1e200)
+    regressor.set_params(warm_start=True, **DIVERGING)
 
-    with pytest.raises(DivergenceError, match="'learning_rate_init'"):
-        regressor.fit(X, X[:, 0])
+    for method in (regressor.fit, regressor.partial_fit):
+        with pytest.raises(error, match="'learning_rate_init'"):
+            method(X, X[:, 0])
     assert regressor.network_.params.tobytes() == before
     assert regressor.n_iter_ == 10
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_divergence_with_a_validation_leaves_the_best_weights_as_in_scikit_learn(given):
+    X = features()
+    y = X[:, 0] + np.sin(5 * X[:, 1])
+    rate = 0.44 if given else 0.45  # at which an epoch or two end well
+    settings = DIVERGING | {"learning_rate_init": rate, "momentum": 0.0, "max_iter": 1000, "n_iter_no_change": 1000}
+    ours, theirs = (
+        e(**SHORT | settings, early_stopping=True, shuffle=False) for e in (MLPRegressor, THEIRS[MLPRegressor])
+    )
+    if given:
+        ours.set_params(early_stopping=False, validation=(X[:20], y[:20]))
+    with pytest.warns(ConvergenceWarning, match=r"ceased to be finite .*'learning_rate_init'.*epoch \d+, the best"):
+        ours.fit(X, y)
+    with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+        theirs.fit(X, y)
+
+    assert ours.n_iter_ < 1000
+    assert np.isfinite(ours.loss_curve_).all()
+    assert ours.best_validation_score_ == max(ours.validation_scores_)
+    assert np.isfinite(parameters(ours)).all()
+    if not given:
+        agree(parameters(ours), parameters(theirs))
+        assert ours.best_validation_score_ == pytest.approx(theirs.best_validation_score_, rel=1e-6)
+
+
+def test_divergence_before_any_epoch_ended_well_raises_with_a_validation():
+    X = features()
+
+    with pytest.raises(DivergenceError, match="epoch 1"):
+        MLPRegressor(**SHORT | DIVERGING, early_stopping=True).fit(X, X[:, 0])
 
 
 # --- in the company of scikit-learn and joblib ------------------------------------------------------------------------
