@@ -94,12 +94,12 @@ def to_sklearn(network: Network) -> Any:
 
 
 def from_sklearn(estimator: Any) -> Network:
-    """Return the network that a fitted estimator of scikit-learn is.
+    """Return the network that a fitted estimator of scikit-learn is, or a copy of the one that ours has.
 
     Parameters
     ----------
     estimator : sklearn.neural_network.MLPClassifier or MLPRegressor
-        After `fit`.
+        After `fit`; or one of `fastbp.sklearn`, whose `network_` is copied.
 
     Returns
     -------
@@ -114,7 +114,7 @@ def from_sklearn(estimator: Any) -> Network:
     ParameterError
         If the estimator is not fitted, or has an activation that scikit-learn does not.
     ParameterTypeError
-        If it is neither of the two.
+        If it is none of these.
     DataError
         If its coefficients are not finite or do not fit each other.
     ImportError
@@ -126,9 +126,15 @@ def from_sklearn(estimator: Any) -> Network:
     >>> from_sklearn(to_sklearn(network))
     Network((2, 3, 4), ('relu', 'softmax'), 'cross_entropy', float64)
     """
+    network = getattr(estimator, "network_", None)
+    if isinstance(network, Network):
+        checks.parameters(network.params, network.sizes, network.bias)
+        return network.copy()
     if not isinstance(estimator, _estimators("from_sklearn")):
+        kind = type(estimator)
         raise checks.ParameterTypeError(
-            f"'estimator' must be scikit-learn's MLPClassifier or MLPRegressor, got {type(estimator).__name__}"
+            f"'estimator' must be scikit-learn's MLPClassifier or MLPRegressor, or a fitted one of fastbp.sklearn, "
+            f"got {kind.__module__}.{kind.__qualname__}"
         )
     if not hasattr(estimator, "coefs_"):
         raise checks.ParameterError("'estimator' must be fitted, got one without 'coefs_'")

@@ -300,6 +300,36 @@ def test_spoiled_estimator_is_refused(attributes, error, message):
         from_sklearn(estimator)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("kind", "y", "loss", "outputs"), TARGETS.values(), ids=TARGETS)
+def test_own_estimator_gives_a_copy_of_its_network(kind, y, loss, outputs, dtype, X):
+    own = pytest.importorskip("fastbp.sklearn")
+    estimator = getattr(own, kind)(hidden_layer_sizes=(5, 4), **SHORT).fit(X.astype(dtype), y)
+    before = estimator.network_.params.tobytes()
+    network = from_sklearn(estimator)
+
+    assert same_network(network, estimator.network_)
+    assert (network.loss, network.sizes) == (loss, (3, 5, 4, outputs))
+    network.params[:] = 0
+    assert estimator.network_.params.tobytes() == before
+
+
+def test_own_estimator_with_spoiled_weights_is_refused(X):
+    own = pytest.importorskip("fastbp.sklearn")
+    estimator = own.MLPRegressor(hidden_layer_sizes=(5,), **SHORT).fit(X, X[:, 0])
+    estimator.network_.params[0] = np.inf
+
+    with pytest.raises(DataError, match="must be finite"):
+        from_sklearn(estimator)
+
+
+def test_own_estimator_that_is_not_fitted_is_refused():
+    own = pytest.importorskip("fastbp.sklearn")
+
+    with pytest.raises(ParameterTypeError, match=r"or a fitted one of fastbp\.sklearn, got fastbp\.sklearn\.MLPC"):
+        from_sklearn(own.MLPClassifier())
+
+
 def test_estimator_that_is_not_fitted_is_refused():
     neural_network = pytest.importorskip("sklearn.neural_network")
 
