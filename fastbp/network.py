@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastbp import checkpoint, checks
 from fastbp.choices import INITIALISERS, LOSSES
-from fastbp.workspace import aligned, forward_memory, make_memory, make_plan, panels_of, rows_of
+from fastbp.workspace import aligned, forward_memory, make_memory, make_plan, memory_sizes, panels_of, rows_of
 
 Array = NDArray[Any]
 
@@ -509,6 +509,8 @@ class Network:
             If shapes do not fit the network, values are not finite or labels out of range, or no weight is above 0.
         ParameterTypeError
             If X, y or sample_weight is not an array of numbers.
+        ResourceError
+            If what it computes with would not fit into memory.
 
         Examples
         --------
@@ -524,6 +526,9 @@ class Network:
         weights = None if sample_weight is None else checks.row_weights(sample_weight, len(X), dtype)
         params = self._checked()
         plan = make_plan(self, len(X), len(X), weighted=weights is not None)
+        laid_out = 2 * len(X) * (sizes[0] + sizes[-1] + 1)  # rows and panels
+        numbers = laid_out + sum(memory_sizes(plan, dtype, 1).values())
+        checks.memory(dtype.itemsize * numbers, f"the gradient of {len(X)} rows, with what computes it,")
         memory = make_memory(plan, params, 1)
         compute, rows = engine("numba"), rows_of(X, y, weights)
         data = panels_of(rows, plan) if compute.PANELS else rows.ravel()

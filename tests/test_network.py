@@ -926,3 +926,11 @@ def test_normal_weights_have_the_bits_they_always_had(init, expected):
     actual = hashlib.sha256(params.astype("<f8").tobytes()).hexdigest()[:16]
 
     assert actual == expected
+
+
+def test_gradients_whose_memory_does_not_fit_are_refused_before_they_are_computed(monkeypatch):
+    network, X = Network((1, 10_000), init="zeros"), np.zeros((300, 1))
+    monkeypatch.setattr("fastbp.checks._physical_memory", lambda: 2**25)
+
+    with pytest.raises(ResourceError, match=r"^the gradient of 300 rows"):
+        network.loss_and_gradient(X, np.zeros((300, 10_000)))

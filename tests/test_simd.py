@@ -22,10 +22,13 @@ import pytest
 from llvmlite import binding, ir
 
 from fastbp import jit, reference, simd
+from fastbp.choices import ACTIVATIONS, Adam
+from fastbp.network import Network
 from fastbp.simd import (
     add_lane_sums,
     add_outer,
     at,
+    bundle,
     fill,
     flush_subnormals,
     lane_sum,
@@ -40,6 +43,7 @@ from fastbp.simd import (
     uniform,
     zeros,
 )
+from fastbp.workspace import Memory, Plan, make_memory, make_plan, words_of
 
 njit = numba.njit(**jit.OPTIONS)
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -625,6 +629,32 @@ def test_vector_is_64_bytes(dtype):
     actual = njit(lambda x: lanes_of(at(x, 0)))(np.zeros(1, dtype))
 
     assert actual == expected
+
+
+# --- bundles --------------------------------------------------------------------------------------------------------
+
+
+@dtypes
+def test_bundle_gives_the_fields_of_a_plan_and_a_memory(dtype):
+    network = Network((3, 4, 2), dtype=np.dtype(dtype).name, bias=False, loss="huber", huber_delta=0.25, seed=0)
+    plan = make_plan(network, 20, 8, Adam(0.125), l2=3, patience=-1, keep_best=True)
+    memory = make_memory(plan, network._params, 2)
+
+    @njit
+    def function(precision, plan, memory, out):
+        p, m = bundle(Plan, precision, plan), bundle(Memory, precision, memory)
+        out[0], out[1], out[2], out[3] = p.sizes[1], p.kinds[0], p.l2, p.huber_delta
+        out[4], out[5], out[6], out[7] = p.biases, p.keep_best, p.patience, p.settings[0]
+        out[8], out[9] = m.params[5], m.counting[3]
+        m.loss[1] = 7
+        m.params[0] = 0.5
+
+    expected = [4, ACTIVATIONS["relu"].code, 3, 0.25, False, True, -1, 0.125, network.params[5], 3]
+    actual = np.zeros(10)
+    function(np.dtype(dtype).type(), words_of(plan), words_of(memory), actual)
+
+    assert actual.tolist() == expected
+    assert (memory.loss[1], network.params[0]) == (7, 0.5)
 
 
 # --- the machine ----------------------------------------------------------------------------------------------------
