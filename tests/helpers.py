@@ -5,7 +5,42 @@ import os
 import platform
 import random
 import statistics
+import subprocess
+import sys
 from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+EPSILON = {dtype: float(np.finfo(dtype).eps) for dtype in (np.float64, np.float32, "float64", "float32")}
+# Of what is smaller, few digits are left in a product.
+TINY = {dtype: 2.0**-1000 if np.dtype(dtype) == np.float64 else 2.0**-120 for dtype in EPSILON}
+
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+def environment(without=(), **variables):
+    """The variables of this process but those that begin so, and others; the package is that of this tree."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(tuple(without))}
+    return kept | {"PYTHONPATH": str(ROOT)} | variables
+
+
+def python(*arguments, cwd=None, without=(), **variables):
+    """Run Python in a new process, where a warning is an error too."""
+    command, variables = [sys.executable, "-W", "error", *arguments], environment(without, **variables)
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=600, check=False)
+
+
+def output_of(*arguments, **settings):
+    """Run Python in a new process, which must end well; return what it prints."""
+    done = python(*arguments, **settings)
+
+    assert done.returncode == 0, (done.returncode, done.stderr)  # -6 is SIGABRT
+    return done.stdout
+
+
+# --- cases ----------------------------------------------------------------------------------------------------------
 
 
 def machine():

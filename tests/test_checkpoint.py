@@ -10,7 +10,6 @@ import pickle
 import random
 import re
 import stat
-import subprocess
 import sys
 import tracemalloc
 import warnings
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import output_of
 from numpy.lib import format as npy
 
 import fastbp
@@ -1200,25 +1200,15 @@ assert fastbp.Network.load("file").params.tobytes() == small.params.tobytes()
 """
 
 
-def run_python(code, directory):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}  # fork() wants no threads
-    process = subprocess.run(
-        [sys.executable, "-c", code], cwd=directory, env=environment, capture_output=True, text=True, timeout=600
-    )
-
-    assert process.returncode == 0, process.stderr
-    return process.stdout
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_killed_process_leaves_a_whole_file(tmp_path):
-    run_python(KILLS, tmp_path)
+    output_of("-c", KILLS, cwd=tmp_path, OPENBLAS_NUM_THREADS="1")  # fork() wants no threads
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits there")
 def test_full_disk_leaves_the_old_file(tmp_path):
     expected = f"{errno.EFBIG}\n"
-    actual = run_python(QUOTA, tmp_path)
+    actual = output_of("-c", QUOTA, cwd=tmp_path)
 
     assert actual == expected
 

@@ -11,13 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import assert_once_at_most
+from helpers import assert_once_at_most, environment, python
 from numpy.testing import assert_allclose
 
 import fastbp
 from fastbp.choices import BACKENDS
-
-ROOT = Path(__file__).resolve().parents[1]
 
 LOSSES = {
     1000: 0.39557039180027914,
@@ -46,25 +44,15 @@ Predictions of the last epoch:
 
 """
 
+OFF = ["FASTBP_CACHE", "NUMBA_DISABLE_JIT"]  # what would turn off the compiler or its cache
+
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and pipes of another kind")
 x86 = pytest.mark.skipif(platform.machine().lower() not in {"x86_64", "amd64"}, reason="names of x86 processors")
 
 
-def environment(**variables):
-    """Keep the variables of this process, but what would turn off the compiler or its cache."""
-    kept = {name: value for name, value in os.environ.items() if name not in {"FASTBP_CACHE", "NUMBA_DISABLE_JIT"}}
-    return kept | {"PYTHONPATH": str(ROOT)} | variables
-
-
-def python(*arguments, **variables):
-    """Run Python in a new process, where a warning is an error too."""
-    command = [sys.executable, "-W", "error", *arguments]
-    return subprocess.run(command, env=environment(**variables), capture_output=True, text=True, timeout=600)
-
-
 def run(*arguments, **variables):
     """Run the program; return what it prints if it ends well and complains of nothing."""
-    done = python("-m", "fastbp", *arguments, **variables)
+    done = python("-m", "fastbp", *arguments, without=OFF, **variables)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout
 
@@ -131,7 +119,7 @@ for entry in (kernels.run_words, kernels.predict_words):
     print(sum(entry.stats.cache_hits.values()), sum(entry.stats.cache_misses.values()))
 """
     expected = (0, "2 0\n2 0\n", "")
-    done = python("-c", code, NUMBA_CACHE_DIR=cache)
+    done = python("-c", code, without=OFF, NUMBA_CACHE_DIR=cache)
     actual = done.returncode, done.stdout, done.stderr
 
     assert actual == expected
@@ -241,7 +229,7 @@ for epochs in (1, 2, 1000):
         assert actual.loss.tobytes() == expected.loss.tobytes()
         assert np.isclose(np.abs(xor.y - predictions).mean(), expected.error[-1], rtol=1e-14, atol=0)
 """
-    done = python("-c", code, NUMBA_CACHE_DIR=cache)
+    done = python("-c", code, without=OFF, NUMBA_CACHE_DIR=cache)
 
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
@@ -251,7 +239,7 @@ def start(*arguments):
     command = [sys.executable, "-m", "fastbp", "--backend", "numpy", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # children inherit it where a shell ignores it
-    process = subprocess.Popen(command, env=environment(), text=True, **pipes)
+    process = subprocess.Popen(command, env=environment(OFF), text=True, **pipes)
     signal.signal(signal.SIGINT, handler)
     process.stdout.readline()
     return process

@@ -7,18 +7,17 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
+from helpers import ROOT, output_of
 
 import fastbp
 from fastbp import choices
 
-ROOT = Path(__file__).resolve().parents[1]
 TREES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "fastbp").glob("*.py"))}
 
 TOP_LEVEL = {"LICENSE", "README.md", "benchmarks", "fastbp", "pyproject.toml", "tests"}
@@ -221,13 +220,6 @@ def returns_something(node: Function) -> bool:
     return node.returns is not None and ast.unparse(node.returns) not in {"None", "NoReturn", "Never"}
 
 
-def run_python(code: str) -> None:
-    """Run code in a new process, where a warning is an error too."""
-    process = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
-
-    assert process.returncode == 0, process.stderr
-
-
 # --- the tree -----------------------------------------------------------------------------------------------------
 
 
@@ -275,7 +267,7 @@ def test_module_does_not_name_numba(module):
 
 @pytest.mark.parametrize("module", ["fastbp", *(f"fastbp.{module}" for module in WITHOUT_NUMBA)])
 def test_import_does_not_load_numba(module):
-    run_python(f"import sys, {module}; assert not {{'numba', 'fastbp.kernels'}} & set(sys.modules)")
+    output_of("-c", f"import sys, {module}; assert not {{'numba', 'fastbp.kernels'}} & set(sys.modules)")
 
 
 @pytest.mark.parametrize(
@@ -287,7 +279,7 @@ def test_import_does_not_load_numba(module):
     ],
 )
 def test_train_can_be_called_however_it_is_imported(statement, name):
-    run_python(f"{statement}; import numpy; X = numpy.zeros((2, 1)); {name}(X, X, epochs=1, backend='numpy')")
+    output_of("-c", f"{statement}; import numpy; X = numpy.zeros((2, 1)); {name}(X, X, epochs=1, backend='numpy')")
 
 
 # --- docstrings and examples --------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import output_of
 
 import fastbp
 
@@ -210,14 +210,10 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 x86 = pytest.mark.skipif(not X86, reason="the instructions are those of x86")
 
 
-def work(*names, **environment):
+def work(*names, **variables):
     """Results of the functions of these names, from another process."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "FASTBP_"))}
-    kept |= {"NUMBA_CACHE_DIR": os.environ["NUMBA_CACHE_DIR"], "PYTHONPATH": str(Path(fastbp.__file__).parents[1])}
-    command = [sys.executable, "-W", "error", __file__, *names]
-    done = subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, (done.returncode, done.stderr)
-    return json.loads(done.stdout)
+    variables = {"NUMBA_CACHE_DIR": os.environ["NUMBA_CACHE_DIR"]} | variables
+    return json.loads(output_of(__file__, *names, without=["NUMBA_", "FASTBP_"], **variables))
 
 
 def runs_here(processor):

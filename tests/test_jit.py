@@ -4,12 +4,12 @@ import errno
 import json
 import os
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
+from helpers import output_of
 
 from fastbp import jit
 
@@ -50,14 +50,10 @@ COLD = {"answers": [7.0, 7], "hits": 0, "misses": 2, "warnings": []}
 WARM = {"answers": [7.0, 7], "hits": 2, "misses": 0, "warnings": []}
 
 
-def python(package, cache, code, **environment):
+def python(package, cache, code, **variables):
     """Run code in a new process that sees the package and the cache; return what it prints."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "FASTBP_"))}
-    kept |= {"PYTHONPATH": str(package.parent), "NUMBA_CACHE_DIR": str(cache)}
-    command = [sys.executable, "-W", "error", "-c", code]
-    done = subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, (done.returncode, done.stderr)  # -6 is SIGABRT
-    return done.stdout
+    variables = {"PYTHONPATH": str(package.parent), "NUMBA_CACHE_DIR": str(cache)} | variables
+    return output_of("-c", code, without=["NUMBA_", "FASTBP_"], **variables)
 
 
 def call(package, cache, before="", **environment):

@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers import pairwise
+from helpers import EPSILON, TINY, pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,8 +50,6 @@ from fastbp.workspace import (
 
 DTYPES = [np.float64, np.float32]
 LANES = {dtype: VECTOR_BYTES // np.dtype(dtype).itemsize for dtype in DTYPES}
-EPSILON = {dtype: float(np.finfo(dtype).eps) for dtype in DTYPES}
-TINY = {np.float64: 2.0**-1000, np.float32: 2.0**-120}  # of what is smaller, few digits are left in a product
 RUN_TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
 WIDTHS = [1, 2, 7, 8, 9, 15, 16, 17, 33]
 PAIRS = [(loss, output) for loss in LOSSES for output in LOSSES[loss].outputs]

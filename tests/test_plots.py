@@ -1,11 +1,11 @@
 """What the two pictures show, read back from matplotlib; and that nothing else is touched."""
 
-import subprocess
 import sys
 from functools import partial
 
 import numpy as np
 import pytest
+from helpers import output_of
 
 from benchmarks import example
 from fastbp import reference
@@ -441,16 +441,12 @@ def test_pyplot_is_not_loaded_where_axes_are_given():
         loss_curve(train([[1.0]], [1.0], epochs=1, backend="numpy"), Figure().subplots())
         assert "matplotlib.pyplot" not in sys.modules
     """
-    process = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
-
-    assert process.returncode == 0, process.stderr
+    output_of("-c", code)
 
 
 def test_matplotlib_is_not_loaded_before_it_is_used():
     code = "import sys, fastbp.plots; assert 'matplotlib' not in sys.modules"
-    process = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
-
-    assert process.returncode == 0, process.stderr
+    output_of("-c", code)
 
 
 # --- the picture of the README --------------------------------------------------------------------------------------

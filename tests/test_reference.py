@@ -8,6 +8,7 @@ import mpmath
 import numpy as np
 import pytest
 import scipy.special
+from helpers import EPSILON, TINY
 from sklearn.metrics import accuracy_score, log_loss, mean_poisson_deviance, r2_score
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
@@ -40,8 +41,6 @@ from fastbp.workspace import (
 )
 
 DTYPES = ["float64", "float32"]
-EPSILON = {name: float(np.finfo(name).eps) for name in DTYPES}
-TINY = {"float64": 2.0**-1000, "float32": 2.0**-120}  # of what is smaller, few digits are left in a product
 OPTIMIZERS = [
     SGD(0.1),
     SGD(0.1, momentum=0.9),

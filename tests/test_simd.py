@@ -6,19 +6,16 @@ Each test iterates over the table of its kind, and the last one looks for intrin
 import functools
 import itertools
 import math
-import os
 import platform
 import re
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import mpmath
 import numba
 import numpy as np
 import pytest
+from helpers import output_of
 from llvmlite import binding, ir
 
 from fastbp import jit, reference, simd
@@ -665,12 +662,8 @@ def test_bundle_gives_the_fields_of_a_plan_and_a_memory(dtype):
     ("processor", "expected"), [("haswell", "256 True"), ("skylake-avx512", "512 True"), ("x86-64", "128 False")]
 )
 def test_code_generator_is_asked_what_it_can_do(processor, expected):
-    environment = os.environ | {
-        "NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": "", "PYTHONPATH": str(Path(simd.__file__).parents[1])
-    }  # fmt: skip
     code = "from fastbp import simd; print(simd.REGISTER_BITS, simd.FUSED)"
-    command = [sys.executable, "-W", "error", "-c", code]
-    actual = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=True).stdout
+    actual = output_of("-c", code, NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES="")
 
     assert actual.strip() == expected
 

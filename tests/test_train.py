@@ -5,10 +5,8 @@ import gc
 import inspect
 import itertools
 import json
-import os
 import pickle
 import re
-import subprocess
 import sys
 import threading
 import time
@@ -17,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from helpers import assert_once_at_most, ratio_of_seconds
+from helpers import assert_once_at_most, output_of, python, ratio_of_seconds
 from scipy.special import huber, xlogy
 from sklearn.linear_model import Ridge
 from sklearn.metrics import accuracy_score, r2_score
@@ -100,13 +98,9 @@ def bits(result):
     return result.network.params.tobytes() + result.loss.tobytes() + result.error.tobytes()
 
 
-def python(code, **environment):
-    """Run code in a new process, where a warning is an error too, and return the JSON it prints."""
-    command = [sys.executable, "-W", "error", "-c", code]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=600)
-
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def printed(code, **variables):
+    """The JSON that code prints in a new process."""
+    return json.loads(output_of("-c", code, **variables))
 
 
 # --- the notebook -------------------------------------------------------------------------------------------------
@@ -221,7 +215,7 @@ def test_another_process_gives_the_same_bits():
     X, y = task("squared_error")
 
     expected = train(X, y, **REPEATED).network.params.tobytes().hex()
-    actual = python(
+    actual = printed(
         f"import fastbp, json, numpy; X, y = numpy.array({X.tolist()}), numpy.array({y.tolist()});"
         f"print(json.dumps(fastbp.train(X, y, **{REPEATED}).network.params.tobytes().hex()))"
     )
@@ -676,7 +670,7 @@ INTERRUPTIBLE = [
 
 def interrupt(names, interrupts):
     """Interrupt each of these runs so many times, in a process of its own."""
-    return python(f"NAMES, INTERRUPTS = {names}, {interrupts}\n{INTERRUPTED}")
+    return printed(f"NAMES, INTERRUPTS = {names}, {interrupts}\n{INTERRUPTED}")
 
 
 @pytest.fixture(scope="module")
@@ -1657,7 +1651,7 @@ import fastbp
 fastbp.train([[0.0], [1.0]], [1.0, 0.0], epochs=3)
 print(json.dumps(None))
 """
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=600)
+    done = python("-c", code)
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "null\n", "")
 
@@ -1687,7 +1681,7 @@ def resumed(tmp_path_factory):
     for i, row in enumerate(RESUMED):
         whole(*row, epochs=5).save(directory / str(i))
     (directory / "data").write_bytes(pickle.dumps([data_of(name) for name, _ in RESUMED]))
-    python(f"""
+    printed(f"""
 import json, os, pickle
 import fastbp
 
@@ -2161,7 +2155,7 @@ def test_settings_of_numpy_for_errors_do_not_matter(backend):
 def test_reference_runs_without_the_compiler_and_says_so_once():
     X, y = task("squared_error", 310)
     settings = {"hidden": 9, "batch_size": MULTI_BLOCK, "epochs": 5, "seed": 0}
-    report = python(
+    report = printed(
         f"""
 import json, warnings
 import numpy as np
