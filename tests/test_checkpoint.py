@@ -1237,7 +1237,7 @@ try:
 except fastbp.CheckpointError as error:
     print(error)
 """
-    assert "not a regular file" in run_python(code, tmp_path)
+    assert "not a regular file" in output_of("-c", code, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("ending", ["/", "/.", "//"])

@@ -5,6 +5,7 @@ import gc
 import inspect
 import itertools
 import json
+import os
 import pickle
 import re
 import sys
@@ -2719,6 +2720,6 @@ FORKS = [
 @pytest.mark.parametrize(("compiling", "child"), FORKS)
 def test_child_of_a_fork_computes_though_another_thread_was_compiling(compiling, child):
     expected = 0
-    actual = python(FORKED.format(compiling=compiling, child=child), FASTBP_CACHE="0")
+    actual = json.loads(output_of("-c", FORKED.format(compiling=compiling, child=child), FASTBP_CACHE="0"))
 
     assert actual == expected
