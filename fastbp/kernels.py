@@ -205,7 +205,7 @@ def train_block(plan, memory, data, epoch, row, panel):
 def validate_block(plan, memory, validation, row, panel):
     """Loss, error and misfit of the next rows for validation;  adds to totals, returns their number."""
     S, I, O = plan.width, plan.sizes[0], plan.sizes[plan.layers]
-    F, top, a, totals = I + O + 1, plan.hidden_units * plan.block * S, memory.activations, memory.totals
+    F, top, a, totals = I + O + 1, plan.tops[plan.layers - 1] * plan.block * S, memory.activations, memory.totals
     count = min(plan.validation_rows - row, plan.block * S)
     panels = (count + S - 1) // S
     x = at(validation, panel * F * S)
@@ -273,7 +273,7 @@ def predict_words(plan, params, data, order, none, gathered, activations, predic
 def predict_blocks(plan, params, data, order, none, x, a, predictions):
     """`predict` with pointers in place of arrays."""
     n, S, I, O = plan.rows, plan.width, plan.sizes[0], plan.sizes[plan.layers]
-    kind, top = plan.kinds[plan.layers - 1], plan.hidden_units * plan.block * S
+    kind, top = plan.kinds[plan.layers - 1], plan.tops[plan.layers - 1] * plan.block * S
     for first in range(0, n, plan.block * S):
         count = min(n - first, plan.block * S)
         panels = (count + S - 1) // S
@@ -304,17 +304,16 @@ def forward(plan, params, none, rates, x, F, panels, epoch, first, kept, activat
     """
     layers, S = plan.layers, plan.width
     a, a_stride = x, F
-    w, top = 0, 0
     unit = np.int64(1)  # a literal would compile `product` once more
     for layer in range(layers):
-        I, O = plan.sizes[layer], plan.sizes[layer + 1]
-        weights, out = at(params, w), at(activations, top)
+        I, O, top = plan.sizes[layer], plan.sizes[layer + 1], plan.tops[layer] * plan.block * S
+        w, out = at(params, plan.starts[layer]), at(activations, top)
         logits = at(kept, top) if plan.apart[layer] else out
-        bias = at(params, w + I * O) if plan.biases else none
+        bias = at(w, I * O) if plan.biases else none
         for p in range(panels):
             z, out_p = at(logits, p * O * S), at(out, p * O * S)
             # z[o, s] = b[o] + sum_i w[i, o] a[i, s]
-            product(weights, unit, O, O, I, bias, at(a, p * a_stride * S), S, z)
+            product(w, unit, O, O, I, bias, at(a, p * a_stride * S), S, z)
             if layer + 1 < layers:
                 f_z = out_p if of_logits(plan.kinds[layer]) else z
                 activate(plan.kinds[layer], z, O * S, f_z)
@@ -322,15 +321,13 @@ def forward(plan, params, none, rates, x, F, panels, epoch, first, kept, activat
                     key = random_stream(plan.seed, epoch, layer + 1)
                     dropout(rates[layer], key, plan.rows, first + p * S, f_z, O, S, out_p)
         a, a_stride = out, O
-        w += I * O + (O if plan.biases else 0)
-        top += plan.block * O * S
 
 
 @kernel
 def output_layer(plan, memory, x, F, panels):
     """Predictions, deltas and loss of a block;  writes activations and deltas of the last layer, adds to totals."""
     S, I, O = plan.width, plan.sizes[0], plan.sizes[plan.layers]
-    top = plan.hidden_units * plan.block * S
+    top = plan.tops[plan.layers - 1] * plan.block * S
     for p in range(panels):
         y = at(x, (p * F + I) * S)
         a, delta = at(memory.activations, top + p * O * S), at(memory.deltas, top + p * O * S)
@@ -344,20 +341,18 @@ def backward(plan, memory, x, F, samples, epoch, first):
 
     x (panels, F, S), samples from `first` on; activations, kept and deltas as `forward` lays them out.
     """
-    layers, S = plan.layers, plan.width
-    w, top, panels = plan.parameters, plan.hidden_units * plan.block * S, (samples + S - 1) // S
+    S = plan.width
+    panels = (samples + S - 1) // S
     unit, counting, none = np.int64(1), memory.counting, memory.none
-    for layer in range(layers - 1, -1, -1):
-        I, O = plan.sizes[layer], plan.sizes[layer + 1]
-        delta = at(memory.deltas, top)
-        w -= I * O + (O if plan.biases else 0)
-        gradient = at(memory.gradient, w)
+    for layer in range(plan.layers - 1, -1, -1):
+        I, O, w = plan.sizes[layer], plan.sizes[layer + 1], plan.starts[layer]
+        delta, gradient = at(memory.deltas, plan.tops[layer] * plan.block * S), at(memory.gradient, w)
         if plan.biases:
             bias_gradient(delta, O, panels, S, at(gradient, I * O))
         if layer == 0:
             weight_gradient(x, F, I, delta, O, samples, S, counting, none, memory.scratch, gradient)
         else:
-            top -= plan.block * I * S
+            top = plan.tops[layer - 1] * plan.block * S
             a, below = at(memory.activations, top), at(memory.deltas, top)
             kept = at(memory.kept, top) if plan.apart[layer - 1] else a
             weight_gradient(a, I, I, delta, O, samples, S, counting, none, memory.scratch, gradient)
@@ -778,23 +773,20 @@ def irprop(P, w, g, last, steps, increase, decrease, smallest, largest):
 @kernel
 def penalty(plan, w, g):
     """g += l2 w for the weights, not for the biases;  writes g (P,), returns l2 / 2 sum w^2."""
-    start, total = 0, 0.0
+    total = 0.0
     for layer in range(plan.layers):
-        I, O = plan.sizes[layer], plan.sizes[layer + 1]
-        add_scaled(I * O, at(w, start), plan.l2, at(g, start))
-        total += sum_of_squares(I * O, at(w, start), 1.0)
-        start += I * O + (O if plan.biases else 0)
+        n, start = plan.sizes[layer] * plan.sizes[layer + 1], plan.starts[layer]
+        add_scaled(n, at(w, start), plan.l2, at(g, start))
+        total += sum_of_squares(n, at(w, start), 1.0)
     return 0.5 * plan.l2 * total
 
 
 @kernel
 def decay(plan, w, share):
     """w -= share w for the weights, not for the biases: Loshchilov and Hutter 2019, algorithm 2.  Writes w (P,)."""
-    start = 0
     for layer in range(plan.layers):
-        I, O = plan.sizes[layer], plan.sizes[layer + 1]
-        add_scaled(I * O, at(w, start), -share, at(w, start))
-        start += I * O + (O if plan.biases else 0)
+        w_layer = at(w, plan.starts[layer])
+        add_scaled(plan.sizes[layer] * plan.sizes[layer + 1], w_layer, -share, w_layer)
 
 
 @kernel
@@ -1029,10 +1021,10 @@ def tiny_batch(plan, memory, x, scale):
     memory.scalars[SCALE] = scale
     rate = memory.scalars[SCALE] * memory.scalars[RATE]
     fused = plan.optimizer == PLAIN_SGD
-    a, w, top = x, 0, 0
+    a = x
     for layer in range(layers):
-        I, O = plan.sizes[layer], plan.sizes[layer + 1]
-        out = at(memory.activations, top)
+        I, O, w = plan.sizes[layer], plan.sizes[layer + 1], plan.starts[layer]
+        out = at(memory.activations, plan.tops[layer] * S)
         for o in range(O):
             # z[o, s] = b[o] + sum_i w[i, o] a[i, s]
             z = fill(1, 1, at(params, w + I * O + o) if plan.biases else memory.none)
@@ -1040,20 +1032,16 @@ def tiny_batch(plan, memory, x, scale):
                 z = add_outer(z, at(params, w + i * O + o), 0, at(a, i * S))
             store(at(out, o * S), 0, activation(plan.kinds[layer], z) if layer + 1 < layers else z)
         a = out
-        w += I * O + (O if plan.biases else 0)
-        top += O * S
 
     O = plan.sizes[layers]
-    top -= O * S
-    y, delta = at(x, plan.sizes[0] * S), at(memory.deltas, top)
+    y, delta = at(x, plan.sizes[0] * S), at(memory.deltas, plan.tops[layers - 1] * S)
     output(plan.loss, plan.huber_delta, plan.kinds[layers - 1], a, y, at(y, O * S), O, S, delta, memory.totals)
 
     for layer in range(layers - 1, -1, -1):
-        I, O = plan.sizes[layer], plan.sizes[layer + 1]
-        w -= I * O + (O if plan.biases else 0)
+        I, O, w = plan.sizes[layer], plan.sizes[layer + 1], plan.starts[layer]
         a, below = x, delta
         if layer > 0:
-            top -= I * S
+            top = plan.tops[layer - 1] * S
             a, below = at(memory.activations, top), at(memory.deltas, top)
             for i in range(I):
                 # delta_below[i, s] = f'(z[i, s]) sum_o w[i, o] delta[o, s], with w from before its update

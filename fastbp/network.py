@@ -464,7 +464,7 @@ class Network:
         # In calls of some milliseconds, between which Python attends to Ctrl-C.
         rows = n if n <= BLOCK_ROWS else min(n, max(BLOCK_ROWS, CALL_WORK // self._work()))
         plan = make_plan(self, rows or 1, rows or 1)
-        values = n * sizes[-1] + plan.block * plan.width * (plan.hidden_units + sizes[0] + 2 * sizes[-1] + 1)
+        values = n * sizes[-1] + plan.block * plan.width * (int(plan.tops[-1]) + sizes[0] + 2 * sizes[-1] + 1)
         if values > PIECE:  # asking for the memory of the machine takes a microsecond
             checks.memory(dtype.itemsize * values, f"the array of {n} predictions, with what computes them,")
         predictions, order = np.empty((n, sizes[-1]), dtype), np.arange(rows)

@@ -256,11 +256,10 @@ def bias_gradient(delta: Array) -> Array:
 
 def layers_of(plan: Any, flat: Array) -> list[tuple[Array, Array]]:
     """W (I, O) and b (O,), as views of a flat vector; b is empty where there are no biases."""
-    layers, start = [], 0
-    for I, O in zip(plan.sizes[:-1], plan.sizes[1:], strict=True):
-        end = start + I * O
-        layers.append((flat[start:end].reshape(I, O), flat[end : end + O * plan.biases]))
-        start = end + O * plan.biases
+    layers = []
+    for I, O, start, end in zip(plan.sizes[:-1], plan.sizes[1:], plan.starts[:-1], plan.starts[1:], strict=True):
+        bias = start + I * O
+        layers.append((flat[start:bias].reshape(I, O), flat[bias:end]))
     return layers
 
 

@@ -43,7 +43,8 @@ class Plan(NamedTuple):
     sizes: NDArray[np.int64]  # (layers + 1,) units, inputs first
     kinds: NDArray[np.int64]  # (layers,) codes of the activations
     layers: int
-    hidden_units: int  # of all hidden layers together
+    starts: NDArray[np.int64]  # (layers + 1,) place of each layer's W in the flat vector, and its end
+    tops: NDArray[np.int64]  # (layers,) units of the layers before, inputs not counted
     parameters: int  # P
     loss: int
     huber_delta: float
@@ -180,13 +181,15 @@ def _plan(
     apart = np.array([k in OF_LOGITS or r > 0 for k, r in zip(kinds.tolist(), rates.tolist(), strict=True)], np.int64)
     apart[-1] = 0  # the loss takes this slope while it has the logits at hand
     schedule = schedule or Constant()
+    starts = starts_of(sizes, bias)
     small = batch_size <= lanes and max(sizes) <= TINY_UNITS
     return Plan(
         sizes=np.array(sizes, np.int64),
         kinds=kinds,
         layers=layers,
-        hidden_units=sum(sizes[1:-1]),
-        parameters=sum(outputs * (inputs + bias) for inputs, outputs in itertools.pairwise(sizes)),
+        starts=np.array(starts, np.int64),
+        tops=np.cumsum((0, *sizes[1:-1])),
+        parameters=starts[-1],
         loss=LOSSES[loss].code,
         huber_delta=huber_delta,
         biases=bias,
@@ -214,6 +217,12 @@ def _plan(
         block=min(-(-batch_size // width), BLOCK_VECTORS * lanes // width),
         tiny=small and not (weighted or l2 or clip_norm or apart.any()),
     )
+
+
+def starts_of(sizes: tuple[int, ...], bias: bool) -> list[int]:
+    """Place of each layer's W in the flat vector, and the end of the vector: b follows W, and the next layer b."""
+    parameters = (outputs * (inputs + bias) for inputs, outputs in itertools.pairwise(sizes))
+    return list(itertools.accumulate(parameters, initial=0))
 
 
 def _fields(settings: Optimizer | Schedule) -> tuple[Any, ...]:
