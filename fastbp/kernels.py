@@ -510,7 +510,7 @@ def of_logits(kind):
 # --- losses: prediction, delta and loss of a panel --------------------------------------------------------------------
 
 
-@kernel
+@inlined
 def output(loss, d, kind, a, y, weight, O, S, delta, totals):
     """Prediction, delta and loss of a panel from the logits in a (O, S);  writes as the four above."""
     if loss == CROSS_ENTROPY:
@@ -523,7 +523,7 @@ def output(loss, d, kind, a, y, weight, O, S, delta, totals):
         regression(loss, d, kind, a, y, weight, O, S, delta, totals)
 
 
-@kernel
+@inlined
 def regression(loss, d, kind, a, y, weight, O, S, delta, totals):
     """loss = sum_o loss_of(p_o - y_o), delta_o = loss_slope(p_o - y_o) f'(z_o), p = f(z).
 
@@ -546,7 +546,7 @@ def regression(loss, d, kind, a, y, weight, O, S, delta, totals):
     totals[ERROR] += lane_sum(error)
 
 
-@kernel
+@inlined
 def loss_of(loss, residual, d):
     """Loss of a residual r = p - y, lane by lane: r^2 / 2, |r|, or Huber's of both, which meet at |r| = d."""
     if loss == ABSOLUTE_ERROR:
@@ -558,7 +558,7 @@ def loss_of(loss, residual, d):
     return square
 
 
-@kernel
+@inlined
 def loss_slope(loss, residual, d):
     """Derivative of `loss_of` by r, lane by lane: r, its sign, or r cut off at -d and d. NaN passes through."""
     if loss == ABSOLUTE_ERROR:
