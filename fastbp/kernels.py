@@ -62,6 +62,7 @@ from fastbp.simd import (
     expm1,
     fill,
     flush_subnormals,
+    if_full,
     lane_sum,
     lanes_of,
     load,
@@ -121,15 +122,20 @@ def run(plan, memory, data, validation, blocks):
     data: the rows (n, F), or where they are not shuffled all panels laid out, batch after batch; validation: all panels
     laid out. Returns FINISHED, or at the end of an epoch DIVERGED, before validation, or STOPPED as `judge` says.
     """
-    return run_words(memory.scalars.dtype.type(), words_of(plan), words_of(memory), data, validation, blocks)
+    precision, full = memory.scalars.dtype.type(), None if plan.lean else True
+    return run_words(precision, full, words_of(plan), words_of(memory), data, validation, blocks)
 
 
 @entry
-def run_words(precision, plan, memory, data, validation, blocks):
-    """`run` with the words of plan and memory, and any number of the working precision."""
+def run_words(precision, full, plan, memory, data, validation, blocks):
+    """`run` with the words of plan and memory, any number of the working precision, and None for a lean plan."""
     before = flush_subnormals()
     status = run_blocks(
-        bundle(Plan, precision, plan), bundle(Memory, precision, memory), at(data, 0), at(validation, 0), blocks
+        bundle(Plan, precision, full, plan),
+        bundle(Memory, precision, full, memory),
+        at(data, 0),
+        at(validation, 0),
+        blocks,
     )
     put_back(before)
     return status
@@ -146,13 +152,13 @@ def run_blocks(plan, memory, data, validation, blocks):
         if row < n:
             count = train_block(plan, memory, data, epoch, row, panel)
         else:
-            count = validate_block(plan, memory, validation, row - n, panel)
+            count = if_full(plan, 0, validate_block, plan, memory, validation, row - n, panel)
         row, panel = row + count, panel + (count + S - 1) // S
         if row == n:
             status = end_training(plan, memory, epoch)
             panel = 0
         elif row == rows:
-            end_validation(plan, memory, epoch)
+            if_full(plan, None, end_validation, plan, memory, epoch)
         if row == rows or status == DIVERGED:
             if status == FINISHED and (plan.patience >= 0 or plan.schedule != CONSTANT):
                 status = judge(plan, memory, epoch)
@@ -254,16 +260,18 @@ def predict(plan, params, data, order, none, gathered, activations, predictions)
     params (P,), data (n, I), order (n,), none (widest layer, at least V) zeros;  writes gathered (block, I, S),
     activations as `forward` and predictions (n, O). All arrays are flat.
     """
-    predict_words(words_of(plan), params, data, order, none, gathered, activations, predictions)
+    predict_words(
+        None if plan.lean else True, words_of(plan), params, data, order, none, gathered, activations, predictions
+    )
     return FINISHED
 
 
 @entry
-def predict_words(plan, params, data, order, none, gathered, activations, predictions):
+def predict_words(full, plan, params, data, order, none, gathered, activations, predictions):
     """`predict` with the words of the plan."""
     before = flush_subnormals()
     predict_blocks(
-        bundle(Plan, params[0], plan), at(params, 0), at(data, 0), at(order, 0), at(none, 0), at(gathered, 0),
+        bundle(Plan, params[0], full, plan), at(params, 0), at(data, 0), at(order, 0), at(none, 0), at(gathered, 0),
         at(activations, 0), at(predictions, 0),
     )  # fmt: skip
     put_back(before)
@@ -285,7 +293,7 @@ def predict_blocks(plan, params, data, order, none, x, a, predictions):
                 for v in range(0, S, lanes_of(z)):
                     softmax(highest(at(z, v), O, S), at(z, v), O, S)
             else:
-                activate(kind, z, O * S, z)
+                activate(plan, kind, z, O * S, z)
             out = at(predictions, (first + p * S) * O)
             for s in range(min(S, count - p * S)):
                 for o in range(O):
@@ -316,10 +324,10 @@ def forward(plan, params, none, rates, x, F, panels, epoch, first, kept, activat
             product(w, unit, O, O, I, bias, at(a, p * a_stride * S), S, z)
             if layer + 1 < layers:
                 f_z = out_p if of_logits(plan.kinds[layer]) else z
-                activate(plan.kinds[layer], z, O * S, f_z)
+                activate(plan, plan.kinds[layer], z, O * S, f_z)
                 if rates[layer] > 0:
                     key = random_stream(plan.seed, epoch, layer + 1)
-                    dropout(rates[layer], key, plan.rows, first + p * S, f_z, O, S, out_p)
+                    if_full(plan, None, dropout, rates[layer], key, plan.rows, first + p * S, f_z, O, S, out_p)
         a, a_stride = out, O
 
 
@@ -331,8 +339,7 @@ def output_layer(plan, memory, x, F, panels):
     for p in range(panels):
         y = at(x, (p * F + I) * S)
         a, delta = at(memory.activations, top + p * O * S), at(memory.deltas, top + p * O * S)
-        kind = plan.kinds[plan.layers - 1]
-        output(plan.loss, plan.huber_delta, kind, a, y, at(y, O * S), O, S, delta, memory.totals)
+        output(plan, a, y, at(y, O * S), O, S, delta, memory.totals)
 
 
 @kernel
@@ -360,10 +367,11 @@ def backward(plan, memory, x, F, samples, epoch, first):
                 # delta_below[i, s] = f'(z[i, s]) sum_o w[i, o] delta[o, s], and what dropout did to a[i, s]
                 delta_p, below_p = at(delta, p * O * S), at(below, p * I * S)
                 product(at(memory.params, w), O, unit, I, O, none, delta_p, S, below_p)
-                slope(plan.kinds[layer - 1], below_p, at(kept, p * I * S), I * S)
+                slope(plan, plan.kinds[layer - 1], below_p, at(kept, p * I * S), I * S)
                 if plan.dropout[layer - 1] > 0:
                     key = random_stream(plan.seed, epoch, layer)
-                    dropout(plan.dropout[layer - 1], key, plan.rows, first + p * S, below_p, I, S, below_p)
+                    rate = plan.dropout[layer - 1]
+                    if_full(plan, None, dropout, rate, key, plan.rows, first + p * S, below_p, I, S, below_p)
 
 
 @kernel
@@ -374,10 +382,7 @@ def step(plan, memory, scale):
     if plan.l2 > 0:
         totals[LOSS] += penalty(plan, w, g)
     if plan.clip_norm > 0:
-        # Pascanu, Mikolov and Bengio, ICML 2013, algorithm 1
-        length = scale * norm(P, g)
-        if length > plan.clip_norm:
-            shrink(P, np.sqrt(plan.clip_norm) / np.sqrt(length), g)
+        if_full(plan, None, clip, plan, g, scale)
     cast[SCALE], cast[REST1], cast[REST2] = scale, 1 - settings[1], 1 - settings[2]
     if plan.optimizer == PLAIN_SGD:
         plain_sgd(P, w, g, cast[SCALE], cast[RATE])
@@ -391,7 +396,7 @@ def step(plan, memory, scale):
         root = np.sqrt(1 - totals[POWER2])
         cast[CORRECTED_RATE], cast[CORRECTED_EPSILON] = cast[RATE] * root / (1 - totals[POWER1]), settings[3] * root
         if plan.optimizer == ADAMW:
-            decay(plan, w, cast[RATE] * settings[4])
+            if_full(plan, None, decay, plan, w, cast[RATE] * settings[4])
         elif settings[4] != 0:
             cast[CORRECTED_EPSILON] = settings[3]
         adam(
@@ -399,24 +404,26 @@ def step(plan, memory, scale):
             cast[REST1], cast[REST2], cast[CORRECTED_EPSILON],
         )  # fmt: skip
     elif plan.optimizer == RMSPROP:
-        rmsprop(P, w, g, memory.second, cast[SCALE], cast[RATE], settings[1], cast[REST1], settings[2])
+        rest = cast[REST1]
+        if_full(plan, None, rmsprop, P, w, g, memory.second, cast[SCALE], cast[RATE], settings[1], rest, settings[2])
     elif plan.optimizer == IRPROP:
-        irprop(P, w, g, memory.first, memory.second, settings[1], settings[2], settings[3], settings[4])
+        increase, decrease, least, most = settings[1], settings[2], settings[3], settings[4]
+        if_full(plan, None, irprop, P, w, g, memory.first, memory.second, increase, decrease, least, most)
 
 
 # --- activations ------------------------------------------------------------------------------------------------------
 
 
 @kernel
-def activate(kind, z, n, a):
+def activate(plan, kind, z, n, a):
     """a = f(z) for n elements, whole vectors;  writes a, which may be z."""
     # The branch inside the loop goes the same way each time, so that it is predicted.
     for q in range(0, n, lanes_of(a)):
-        store(at(a, q), 0, activation(kind, load(1, 1, at(z, q), 0)))
+        store(at(a, q), 0, activation(plan, kind, load(1, 1, at(z, q), 0)))
 
 
 @inlined
-def activation(kind, z):
+def activation(plan, kind, z):
     """a = f(z), lane by lane. NaN passes through."""
     if kind == SIGMOID:
         return sigmoid(z)
@@ -427,7 +434,7 @@ def activation(kind, z):
     if kind == LEAKY_RELU:
         return where_less(z, 0.0, LEAK * z, z)
     if kind > SOFTMAX:
-        return further_activation(kind, z)
+        return if_full(plan, z, further_activation, kind, z)
     return z
 
 
@@ -460,14 +467,14 @@ def softplus(z):
 
 
 @kernel
-def slope(kind, delta, kept, n):
+def slope(plan, kind, delta, kept, n):
     """delta *= f'(z) for n elements, whole vectors, kept as in `times_slope`;  writes delta."""
     for q in range(0, n, lanes_of(kept)):
-        store(at(delta, q), 0, times_slope(kind, load(1, 1, at(delta, q), 0), load(1, 1, at(kept, q), 0)))
+        store(at(delta, q), 0, times_slope(plan, kind, load(1, 1, at(delta, q), 0), load(1, 1, at(kept, q), 0)))
 
 
 @inlined
-def times_slope(kind, delta, kept):
+def times_slope(plan, kind, delta, kept):
     """delta * f'(z), lane by lane, the slope written with a = f(z), or for gelu and silu with z."""
     a = kept
     if kind == SIGMOID:  # a = 1 / (1 + exp(-z))
@@ -479,7 +486,7 @@ def times_slope(kind, delta, kept):
     if kind == LEAKY_RELU:  # a = z if z > 0 else LEAK z
         return where_less(0.0, a, delta, LEAK * delta)
     if kind > SOFTMAX:
-        return further_slope(kind, delta, kept)
+        return if_full(plan, delta, further_slope, kind, delta, kept)
     return delta
 
 
@@ -511,37 +518,37 @@ def of_logits(kind):
 
 
 @inlined
-def output(loss, d, kind, a, y, weight, O, S, delta, totals):
+def output(plan, a, y, weight, O, S, delta, totals):
     """Prediction, delta and loss of a panel from the logits in a (O, S);  writes as the four above."""
-    if loss == CROSS_ENTROPY:
+    if plan.loss == CROSS_ENTROPY:
         cross_entropy(a, y, weight, O, S, delta, totals)
-    elif loss == BINARY_CROSS_ENTROPY:
+    elif plan.loss == BINARY_CROSS_ENTROPY:
         binary_cross_entropy(a, y, weight, O, S, delta, totals)
-    elif loss == POISSON:
-        poisson(a, y, weight, O, S, delta, totals)
+    elif plan.loss == POISSON:
+        if_full(plan, None, poisson, a, y, weight, O, S, delta, totals)
     else:
-        regression(loss, d, kind, a, y, weight, O, S, delta, totals)
+        regression(plan, a, y, weight, O, S, delta, totals)
 
 
 @inlined
-def regression(loss, d, kind, a, y, weight, O, S, delta, totals):
+def regression(plan, a, y, weight, O, S, delta, totals):
     """loss = sum_o loss_of(p_o - y_o), delta_o = loss_slope(p_o - y_o) f'(z_o), p = f(z).
 
     a (O, S) holds z, y (O, S), weight (S,);  writes p into a, delta (O, S), adds loss and |p - y| to totals.
     """
-    V = lanes_of(a)
+    V, loss, d, kind = lanes_of(a), plan.loss, plan.huber_delta, plan.kinds[plan.layers - 1]
     total, error = zeros(1, 1, a), zeros(1, 1, a)
     for v in range(0, S, V):
         share = load(1, 1, at(weight, v), 0)
         for q in range(v, O * S, S):
             z = load(1, 1, at(a, q), 0)
-            p = activation(kind, z)
+            p = activation(plan, kind, z)
             residual = p - load(1, 1, at(y, q), 0)
             total = multiply_add(loss_of(loss, residual, d), share, total)
             error = multiply_add(absolute(residual), share, error)
             store(at(a, q), 0, p)
-            slope = times_slope(kind, loss_slope(loss, residual, d) * share, z if of_logits(kind) else p)
-            store(at(delta, q), 0, slope)
+            delta_q = times_slope(plan, kind, loss_slope(loss, residual, d) * share, z if of_logits(kind) else p)
+            store(at(delta, q), 0, delta_q)
     totals[LOSS] += lane_sum(total)
     totals[ERROR] += lane_sum(error)
 
@@ -656,9 +663,9 @@ def softmax(top, z, O, S):
     """p_o = exp(z_o - top) / sum_o exp(z_o - top) for V samples;  writes p into z, returns the sum."""
     total = zeros(1, 1, z)
     for q in range(0, O * S, S):
-        power = exp(load(1, 1, at(z, q), 0) - top)
-        total = total + power
-        store(at(z, q), 0, power)
+        e = exp(load(1, 1, at(z, q), 0) - top)
+        total = total + e
+        store(at(z, q), 0, e)
     for q in range(0, O * S, S):
         store(at(z, q), 0, load(1, 1, at(z, q), 0) / total)
     return total
@@ -790,6 +797,14 @@ def decay(plan, w, share):
 
 
 @kernel
+def clip(plan, g, scale):
+    """Scale gradients down to `clip_norm` where their norm times scale is above: Pascanu et al. 2013, algorithm 1."""
+    length = scale * norm(plan.parameters, g)
+    if length > plan.clip_norm:
+        shrink(plan.parameters, np.sqrt(plan.clip_norm) / np.sqrt(length), g)
+
+
+@kernel
 def norm(n, x):
     """sqrt(sum_q x_q^2), x (n,); where squares might overflow or vanish, all are divided by the largest first."""
     total = sum_of_squares(n, x, 1.0)
@@ -895,7 +910,10 @@ def judge(plan, memory, epoch):
 @kernel
 def set_rate(plan, memory, epoch):
     """Learning rate of an epoch;  writes scalars."""
-    factor = rate_factor(plan.schedule, plan.schedule_settings, epoch, memory.totals[FACTOR], memory.space)
+    factor = 1.0
+    if plan.schedule != CONSTANT:
+        reached, space = memory.totals[FACTOR], memory.space
+        factor = if_full(plan, 1.0, rate_factor, plan.schedule, plan.schedule_settings, epoch, reached, space)
     memory.scalars[RATE] = factor * plan.settings[0]
 
 
@@ -949,8 +967,8 @@ def shuffle(n, seed, epoch, order):
     for i in range(n):
         order[i] = i
     for i in range(n - 1, 0, -1):
-        uniform = np.int64(random_bits(key + np.uint64(i)) >> np.uint64(11)) * 2.0**-53
-        j = np.int64(uniform * (i + 1))
+        random = np.int64(random_bits(key + np.uint64(i)) >> np.uint64(11)) * 2.0**-53
+        j = np.int64(random * (i + 1))
         order[i], order[j] = order[j], order[i]
 
 
@@ -1030,12 +1048,12 @@ def tiny_batch(plan, memory, x, scale):
             z = fill(1, 1, at(params, w + I * O + o) if plan.biases else memory.none)
             for i in range(I):
                 z = add_outer(z, at(params, w + i * O + o), 0, at(a, i * S))
-            store(at(out, o * S), 0, activation(plan.kinds[layer], z) if layer + 1 < layers else z)
+            store(at(out, o * S), 0, activation(plan, plan.kinds[layer], z) if layer + 1 < layers else z)
         a = out
 
     O = plan.sizes[layers]
     y, delta = at(x, plan.sizes[0] * S), at(memory.deltas, plan.tops[layers - 1] * S)
-    output(plan.loss, plan.huber_delta, plan.kinds[layers - 1], a, y, at(y, O * S), O, S, delta, memory.totals)
+    output(plan, a, y, at(y, O * S), O, S, delta, memory.totals)
 
     for layer in range(layers - 1, -1, -1):
         I, O, w = plan.sizes[layer], plan.sizes[layer + 1], plan.starts[layer]
@@ -1048,7 +1066,7 @@ def tiny_batch(plan, memory, x, scale):
                 sums = zeros(1, 1, a)
                 for o in range(O):
                     sums = add_outer(sums, at(params, w + i * O + o), 0, at(delta, o * S))
-                sums = times_slope(plan.kinds[layer - 1], sums, load(1, 1, at(a, i * S), 0))
+                sums = times_slope(plan, plan.kinds[layer - 1], sums, load(1, 1, at(a, i * S), 0))
                 store(at(below, i * S), 0, sums)
         for o in range(O):
             delta_o = load(1, 1, at(delta, o * S), 0)

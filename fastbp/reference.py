@@ -345,6 +345,13 @@ def sum_of_squares(x: Array, root: float = 1.0) -> float:
     return float(((x.astype(np.float64) * root * root) ** 2).sum())
 
 
+def clip(plan: Any, g: Array, scale: float) -> None:
+    """Scale gradients down to `clip_norm` where their norm times scale is above."""
+    length = scale * norm(g)
+    if length > plan.clip_norm:
+        shrink(math.sqrt(plan.clip_norm) / math.sqrt(length), g)
+
+
 def norm(x: Array) -> float:
     """Root of the sum of x^2, all divided by the largest, since squares overflow or vanish where numbers do not."""
     largest = float(np.abs(x).max(initial=0))
@@ -378,9 +385,7 @@ def step(plan: Any, memory: Any, scale: float, rate: Any) -> None:
     if plan.l2 > 0:
         totals[LOSS] += penalty(plan, w, g)
     if plan.clip_norm > 0:
-        length = scale * norm(g)
-        if length > plan.clip_norm:
-            shrink(math.sqrt(plan.clip_norm) / math.sqrt(length), g)
+        clip(plan, g, scale)
     g = cast(scale) * g
     if plan.optimizer == PLAIN_SGD:
         plain_sgd(w, g, rate)

@@ -555,7 +555,8 @@ def put_back(typingctx, word):  # type: ignore[no-untyped-def]
 class Bundle(types.Type):
     """Address of the fields of a NamedTuple, one after the other, each of 8 bytes: numbers, and addresses of arrays."""
 
-    def __init__(self, kind: type, precision: types.Type) -> None:
+    def __init__(self, kind: type, precision: types.Type, full: bool) -> None:
+        self.full = full
         named = {int: types.int64, float: types.float64, bool: types.boolean}
         self.fields = {}
         for name, hint in get_type_hints(kind).items():
@@ -564,7 +565,7 @@ class Bundle(types.Type):
             else:
                 (element,) = get_args(get_args(hint)[1])  # of NDArray[element]
                 self.fields[name] = types.CPointer(precision if element is Any else from_dtype(np.dtype(element)))
-        super().__init__(f"Bundle({kind.__name__}, {precision})")
+        super().__init__(f"Bundle({kind.__name__}, {precision}, {full})")
 
 
 @register_model(Bundle)
@@ -599,13 +600,37 @@ def _field(context: Any, builder: Any, bundle: Bundle, words: Any, field: str) -
 
 
 @intrinsic
-def bundle(typingctx, kind, precision, words):  # type: ignore[no-untyped-def]
-    """The fields of this kind of NamedTuple at these words, arrays as pointers to numbers of this precision."""
+def bundle(typingctx, kind, precision, full, words):  # type: ignore[no-untyped-def]
+    """The fields of this kind of NamedTuple at these words, arrays as pointers to numbers of this precision.
+
+    It is full, or lean if `full` is None.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return context.make_array(words)(context, builder, arguments[2]).data
+        return context.make_array(words)(context, builder, arguments[3]).data
 
-    return Bundle(kind.instance_class, precision)(kind, precision, words), generate
+    kind_of_bundle = Bundle(kind.instance_class, precision, not isinstance(full, types.NoneType))
+    return kind_of_bundle(kind, precision, full, words), generate
+
+
+@intrinsic
+def if_full(typingctx, bundle, otherwise, function, *arguments):  # type: ignore[no-untyped-def]
+    """function(*arguments), but for a lean bundle `otherwise`: the function is then not even compiled."""
+    rest = types.StarArgTuple(arguments)
+    if not bundle.full:
+        return otherwise(bundle, otherwise, function, rest), lambda *generation: generation[3][1]
+    call = function.get_call_type(typingctx, [types.unliteral(kind) for kind in arguments], {})
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        values = [
+            context.cast(builder, builder.extract_value(given[3], place), kind, wanted)
+            for place, (kind, wanted) in enumerate(zip(arguments, call.args, strict=True))
+        ]
+        compiled = context.get_function(function, call)
+        context.add_linking_libs(getattr(compiled, "libs", ()))
+        return compiled(builder, values)
+
+    return call.return_type(bundle, otherwise, function, rest), generate
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------

@@ -12,9 +12,36 @@ from typing import Any, NamedTuple, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from fastbp.choices import ACTIVATIONS, IRPROP, KEEP_GRADIENT, LOSSES, OF_LOGITS, Constant, Optimizer, Schedule
+from fastbp.choices import (
+    ACTIVATIONS,
+    ADAM,
+    BINARY_CROSS_ENTROPY,
+    CONSTANT,
+    CROSS_ENTROPY,
+    IDENTITY,
+    IRPROP,
+    KEEP_GRADIENT,
+    LEAKY_RELU,
+    LOSSES,
+    MOMENTUM_SGD,
+    OF_LOGITS,
+    PLAIN_SGD,
+    RELU,
+    SIGMOID,
+    SOFTMAX,
+    SQUARED_ERROR,
+    TANH,
+    Constant,
+    Optimizer,
+    Schedule,
+)
 
 Array = NDArray[Any]
+
+# What the lean version of the kernels knows; the full one has the rest too, and takes some seconds more to compile.
+LEAN_ACTIVATIONS = {IDENTITY, SIGMOID, TANH, RELU, LEAKY_RELU, SOFTMAX}
+LEAN_LOSSES = {SQUARED_ERROR, BINARY_CROSS_ENTROPY, CROSS_ENTROPY}
+LEAN_OPTIMIZERS = {KEEP_GRADIENT, PLAIN_SGD, MOMENTUM_SGD, ADAM}
 
 VECTOR_BYTES = 64
 TINY_UNITS = 8  # the fused path: every layer at most so wide, and the batch one vector
@@ -72,6 +99,13 @@ class Plan(NamedTuple):
     width: int  # S, samples of a panel
     block: int  # panels of a block at most
     tiny: bool  # whether a batch is one vector of a very small network, trained without extras
+
+    @property
+    def lean(self) -> bool:
+        """Whether the lean version of the kernels does all of it."""
+        rest = self.clip_norm or self.dropout.any() or self.schedule != CONSTANT or self.validation_rows
+        usual = self.optimizer in LEAN_OPTIMIZERS and self.loss in LEAN_LOSSES and set(self.kinds) <= LEAN_ACTIVATIONS
+        return usual and not rest
 
     @property
     def blocks_per_epoch(self) -> int:

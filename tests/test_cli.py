@@ -1,5 +1,6 @@
 """`python -m fastbp`, run as its users run it: in processes of its own, with a cache of its own."""
 
+import itertools
 import os
 import platform
 import re
@@ -93,8 +94,8 @@ def table(cache, warmup):
 
 
 def test_warmup_names_what_it_compiled_and_where(cache, warmup):
-    expected = [(dtype, entry) for dtype in ("float32", "float64") for entry in ("train", "predict")]
-    actual = re.findall(r"^(\w+) (\w+) +\d+\.\d\d s$", warmup, re.MULTILINE)
+    expected = list(itertools.product(("float32", "float64"), ("lean", "full"), ("train", "predict")))
+    actual = re.findall(r"^(\w+) (\w+) (\w+) +\d+\.\d\d s$", warmup, re.MULTILINE)
 
     assert actual == expected
     assert row(warmup, "cache:") == str(Path(cache) / "fastbp")
@@ -108,7 +109,11 @@ import fastbp
 for dtype in ("float32", "float64"):
     X = np.ones((40, 3), dtype)
     X.flags.writeable = False
-    for settings in ({}, {"optimizer": "sgd", "batch_size": None, "hidden": (9, 9), "bias": False}):
+    for settings in (
+        {},
+        {"optimizer": "sgd", "batch_size": None, "hidden": (9, 9), "bias": False},
+        {"hidden": 3, "activation": "gelu", "dropout": 0.1, "validation": 0.2, "clip_norm": 1.0, "schedule": "cosine"},
+    ):
         network = fastbp.train(X, X, epochs=2, dtype=dtype, **settings).network
         network.predict(X[::2])
         network.loss_and_gradient(X.tolist(), X)
@@ -118,7 +123,7 @@ from fastbp import kernels
 for entry in (kernels.run_words, kernels.predict_words):
     print(sum(entry.stats.cache_hits.values()), sum(entry.stats.cache_misses.values()))
 """
-    expected = (0, "2 0\n2 0\n", "")
+    expected = (0, "4 0\n4 0\n", "")
     done = python("-c", code, without=OFF, NUMBA_CACHE_DIR=cache)
     actual = done.returncode, done.stdout, done.stderr
 

@@ -109,7 +109,7 @@ def assembly():
     for name, entry in entries.items():
         setattr(kernels, name, compile_only(entry))
     for dtype in DTYPES:
-        X, result = trained("linear", dtype, 0)
+        X, result = trained("elu, softplus, exponential decay", dtype, 0)  # the full version, which holds the lean one
         result.network.predict(X)
     for name, entry in entries.items():
         setattr(kernels, name, entry)
@@ -278,15 +278,28 @@ def test_configurations_differ_in_their_bits():
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_one_version_of_each_precision_serves_everything(entry):
-    expected = len(DTYPES)
+def test_lean_and_full_version_of_each_precision_serve_everything(entry):
+    expected = 2 * len(DTYPES)
     actual = native()["versions"][entry]["versions"]
 
     assert actual == expected
 
 
+RARELY_USED = {
+    "clip", "cosine", "decay", "dropout", "end_validation", "further_activation", "further_slope", "irprop",
+    "misfit", "norm", "normal", "poisson", "power", "rate_factor", "rmsprop", "shrink", "softplus", "validate_block",
+}  # fmt: skip
+
+
+def test_plain_training_compiles_no_more_than_it_needs():
+    compiled = set(work("versions", FASTBP_CACHE="0")["versions"]["kernels compiled"])
+
+    assert compiled >= {"forward", "backward", "adam", "regression", "shuffle"}
+    assert compiled & RARELY_USED == set()
+
+
 def test_second_process_compiles_nothing():
-    loaded = {"versions": 2, "loaded": 2, "compiled": 0}
+    loaded = {"versions": 4, "loaded": 4, "compiled": 0}
     expected = dict.fromkeys(ENTRIES, loaded) | {"kernels compiled": []}
     actual = warm()["versions"]
 

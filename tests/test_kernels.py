@@ -153,30 +153,33 @@ def product(w, row_stride, column_stride, rows, n, bias, x, S, out):
 
 
 @entry
-def activation(kind, z):
+def activation(plan, kind, z):
+    full = bundle(Plan, z[0], True, plan)
     for q in range(0, z.size, lanes_of(at(z, 0))):
-        store(at(z, q), 0, kernels.activation(kind, load(1, 1, at(z, q), 0)))
+        store(at(z, q), 0, kernels.activation(full, kind, load(1, 1, at(z, q), 0)))
 
 
 @entry
-def activate(kind, z):
-    kernels.activate(kind, at(z, 0), z.size, at(z, 0))
+def activate(plan, kind, z):
+    kernels.activate(bundle(Plan, z[0], True, plan), kind, at(z, 0), z.size, at(z, 0))
 
 
 @entry
-def times_slope(kind, delta, a):
+def times_slope(plan, kind, delta, a):
+    full = bundle(Plan, a[0], True, plan)
     for q in range(0, a.size, lanes_of(at(a, 0))):
-        store(at(delta, q), 0, kernels.times_slope(kind, load(1, 1, at(delta, q), 0), load(1, 1, at(a, q), 0)))
+        store(at(delta, q), 0, kernels.times_slope(full, kind, load(1, 1, at(delta, q), 0), load(1, 1, at(a, q), 0)))
 
 
 @entry
-def slope(kind, delta, a):
-    kernels.slope(kind, at(delta, 0), at(a, 0), a.size)
+def slope(plan, kind, delta, a):
+    kernels.slope(bundle(Plan, a[0], True, plan), kind, at(delta, 0), at(a, 0), a.size)
 
 
 @entry
-def output(loss, d, kind, a, y, weight, outputs, S, delta, totals):
-    kernels.output(loss, d, kind, at(a, 0), at(y, 0), at(weight, 0), outputs, S, at(delta, 0), at(totals, 0))
+def output(plan, a, y, weight, outputs, S, delta, totals):
+    full = bundle(Plan, a[0], True, plan)
+    kernels.output(full, at(a, 0), at(y, 0), at(weight, 0), outputs, S, at(delta, 0), at(totals, 0))
 
 
 @entry
@@ -254,12 +257,12 @@ def shrink(root, x):
 
 @entry
 def penalty(plan, w, g):
-    return kernels.penalty(bundle(Plan, w[0], plan), at(w, 0), at(g, 0))
+    return kernels.penalty(bundle(Plan, w[0], True, plan), at(w, 0), at(g, 0))
 
 
 @entry
 def decay(plan, w, numbers):
-    kernels.decay(bundle(Plan, w[0], plan), at(w, 0), numbers[0])
+    kernels.decay(bundle(Plan, w[0], True, plan), at(w, 0), numbers[0])
 
 
 @entry
@@ -279,7 +282,7 @@ def cosine(x):
 
 @entry
 def judge(plan, memory, epoch):
-    return kernels.judge(bundle(Plan, 0.0, plan), bundle(Memory, 0.0, memory), epoch)
+    return kernels.judge(bundle(Plan, 0.0, True, plan), bundle(Memory, 0.0, True, memory), epoch)
 
 
 @entry
@@ -295,6 +298,14 @@ def gather(data, order, count, F, S, panels, none, out):
 @entry
 def finite(w):
     return kernels.finite(w.size, at(w, 0))
+
+
+PLAN = make_plan(Network((1, 1)), 1, 1)  # for kernels that only ask whether it is lean
+
+
+def plan_of(loss, kind, d=1.0):
+    """A plan of one layer with this loss and this activation."""
+    return PLAN._replace(loss=loss, huber_delta=d, kinds=np.array([kind], np.int64))
 
 
 def numbers_of(dtype, *numbers):
@@ -380,7 +391,7 @@ def test_activation_equals_its_twin(name, kernel, dtype, rng):
     kind, z = ACTIVATIONS[name].code, logits(name, dtype, rng)
     for n in (LANES[dtype], z.size):
         a = z[:n].copy()
-        call(kernel, kind, a, writes=[a])
+        call(kernel, PLAN, kind, a, writes=[a])
 
         expected = reference.activation(kind, z[:n])
         actual = a
@@ -395,7 +406,7 @@ def test_nan_passes_through_activation_and_slope(name, dtype):
     lane = np.arange(LANES[dtype])
     for k in (0, LANES[dtype] - 1):
         a = np.where(lane == k, np.nan, 1).astype(dtype)
-        call(activate, kind, a, writes=[a])
+        call(activate, PLAN, kind, a, writes=[a])
 
         expected = lane == k
         actual = np.isnan(a)
@@ -403,7 +414,7 @@ def test_nan_passes_through_activation_and_slope(name, dtype):
         np.testing.assert_array_equal(actual, expected)
         if name not in ("identity", "leaky_relu"):  # whose slopes do not contain a
             delta = np.ones_like(a)
-            call(slope, kind, delta, a, writes=[delta])
+            call(slope, PLAN, kind, delta, a, writes=[delta])
 
             np.testing.assert_array_equal(np.isnan(delta), expected)
 
@@ -417,7 +428,7 @@ def test_slope_equals_its_twin(name, kernel, dtype, rng):
     kept[-1] = np.nan
     delta[2::20], delta[3::20] = np.inf, np.nan
     actual = delta.copy()
-    call(kernel, kind, actual, kept, writes=[actual])
+    call(kernel, PLAN, kind, actual, kept, writes=[actual])
 
     with np.errstate(invalid="ignore"):
         expected = reference.times_slope(kind, delta, kept)
@@ -494,7 +505,9 @@ def test_loss_of_a_panel_equals_its_twin(loss, output_name, spread, vectors, dty
             y[::3] = reference.activation(kind, z[::3])  # residuals of 0
         weight = rng.choice([0, 0.5, 1, 2], S).astype(dtype)
         a, delta, totals = z.T.copy(), np.empty((outputs, S), dtype), np.arange(10.0)
-        call(output, code, d, kind, a, y.T.copy(), weight, outputs, S, delta, totals, writes=[a, delta, totals])
+        call(
+            output, plan_of(code, kind, d), a, y.T.copy(), weight, outputs, S, delta, totals, writes=[a, delta, totals]
+        )
 
         p, expected_delta, losses = reference.output(code, d, kind, z, y)
         expected_delta = expected_delta * weight[:, None]
@@ -524,7 +537,8 @@ def test_nan_logit_surfaces_in_loss_and_delta(loss, output_name, dtype, rng):
     z, y = draw(rng, dtype, S, 1), np.ones((S, 1), dtype)
     z[1] = np.nan
     a, delta, totals = z.T.copy(), np.empty((1, S), dtype), np.zeros(10)
-    call(output, code, 1.0, kind, a, y.T.copy(), np.ones(S, dtype), 1, S, delta, totals, writes=[a, delta, totals])
+    plan, weight = plan_of(code, kind), np.ones(S, dtype)
+    call(output, plan, a, y.T.copy(), weight, 1, S, delta, totals, writes=[a, delta, totals])
 
     expected = np.arange(S) == 1
     actual = np.isnan(delta[0])
@@ -559,7 +573,8 @@ def test_loss_is_stable_for_large_logits(loss, dtype):
     z, y = (np.tile(np.array([row[k] for row in four], dtype), (S // 4, 1)) for k in range(2))
     code, kind = LOSSES[loss].code, ACTIVATIONS[LOSSES[loss].outputs[0]].code
     a, delta, totals = z.T.copy(), np.empty((2, S), dtype), np.zeros(10)
-    call(output, code, 1.0, kind, a, y.T.copy(), np.ones(S, dtype), 2, S, delta, totals, writes=[a, delta, totals])
+    plan, weight = plan_of(code, kind), np.ones(S, dtype)
+    call(output, plan, a, y.T.copy(), weight, 2, S, delta, totals, writes=[a, delta, totals])
 
     expected = sum(row[2] for row in four) * S / 4
     actual = totals[LOSS]

@@ -28,6 +28,7 @@ from fastbp.simd import (
     bundle,
     fill,
     flush_subnormals,
+    if_full,
     lane_sum,
     lanes_of,
     load,
@@ -639,7 +640,7 @@ def test_bundle_gives_the_fields_of_a_plan_and_a_memory(dtype):
 
     @njit
     def function(precision, plan, memory, out):
-        p, m = bundle(Plan, precision, plan), bundle(Memory, precision, memory)
+        p, m = bundle(Plan, precision, True, plan), bundle(Memory, precision, True, memory)
         out[0], out[1], out[2], out[3] = p.sizes[1], p.kinds[0], p.l2, p.huber_delta
         out[4], out[5], out[6], out[7] = p.biases, p.keep_best, p.patience, p.settings[0]
         out[8], out[9] = m.params[5], m.counting[3]
@@ -652,6 +653,29 @@ def test_bundle_gives_the_fields_of_a_plan_and_a_memory(dtype):
 
     assert actual.tolist() == expected
     assert (memory.loss[1], network.params[0]) == (7, 0.5)
+
+
+@njit
+def twice(x):
+    return x + x
+
+
+def test_function_is_left_out_of_a_lean_bundle():
+    never = numba.njit(lambda x: x.compiled_by_mistake)
+
+    @njit
+    def full(x, plan):
+        return if_full(bundle(Plan, 0.0, True, plan), x, twice, x)
+
+    @njit
+    def lean(x, plan):
+        return if_full(bundle(Plan, 0.0, None, plan), x, never, x)
+
+    words = np.zeros(len(Plan._fields), np.int64)
+
+    assert full(3, words) == 6
+    assert lean(3, words) == 3
+    assert never.signatures == []
 
 
 # --- the machine ----------------------------------------------------------------------------------------------------
