@@ -3,10 +3,8 @@
 import copy
 import importlib
 import inspect
-import os
 import pickle
 import re
-import subprocess
 import sys
 import threading
 import types
@@ -17,6 +15,7 @@ import joblib
 import numpy as np
 import pytest
 import sklearn.neural_network
+from helpers import output_of
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.datasets import load_iris
@@ -518,13 +517,7 @@ MLPRegressor(hidden_layer_sizes=(50, 50), solver="lbfgs", alpha=1.0).fit(X, X[:,
 
 
 def test_loss_that_lbfgs_minimises_has_the_same_bits_whatever_blas():
-    expected, actual = (
-        subprocess.run(
-            [sys.executable, "-c", PENALISED], env=os.environ | {"OPENBLAS_CORETYPE": cpu}, text=True, check=True,
-            stdout=subprocess.PIPE,
-        ).stdout
-        for cpu in ("Nehalem", "Haswell")
-    )  # fmt: skip
+    expected, actual = (output_of("-c", PENALISED, OPENBLAS_CORETYPE=cpu) for cpu in ("Nehalem", "Haswell"))
 
     assert actual == expected != ""
 

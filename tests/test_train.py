@@ -2696,7 +2696,7 @@ process = os.fork()
 if process == 0:
     os._exit(0 if child() else 1)
 began, status = time.monotonic(), None
-while status is None and time.monotonic() - began < 60:
+while status is None and time.monotonic() - began < 500:
     done, code = os.waitpid(process, os.WNOHANG)
     status = code if done else time.sleep(0.01)
 if status is None:
@@ -2720,6 +2720,6 @@ FORKS = [
 @pytest.mark.parametrize(("compiling", "child"), FORKS)
 def test_child_of_a_fork_computes_though_another_thread_was_compiling(compiling, child):
     expected = 0
-    actual = json.loads(output_of("-c", FORKED.format(compiling=compiling, child=child), FASTBP_CACHE="0"))
+    actual = printed(FORKED.format(compiling=compiling, child=child), FASTBP_CACHE="0")
 
     assert actual == expected
