@@ -855,7 +855,7 @@ JUDGED = pairwise(
     [
         None,
         ReduceOnPlateau(0.5, patience=0, min_delta=1.0),
-        ReduceOnPlateau(0.5, patience=2, min_delta=0.0, minimum=0.3),
+        ReduceOnPlateau(0.5, patience=2, min_delta=0.0, minimum=0.25),  # which the factor reaches
         ReduceOnPlateau(0.1, patience=1, minimum=0.05, stop=True),
     ],
     [TRAINING_LOSS, VALIDATION_LOSS, VALIDATION_MISFIT],
