@@ -9,15 +9,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastbp.checks import (
-        CheckpointError,
-        DataError,
-        DivergenceError,
-        FastbpError,
-        ParameterError,
-        ParameterTypeError,
-        ResourceError,
-    )
     from fastbp.choices import (
         SGD,
         Adam,
@@ -29,6 +20,15 @@ if TYPE_CHECKING:
         IRprop,
         ReduceOnPlateau,
         RMSprop,
+    )
+    from fastbp.errors import (
+        CheckpointError,
+        DataError,
+        DivergenceError,
+        FastbpError,
+        ParameterError,
+        ParameterTypeError,
+        ResourceError,
     )
     from fastbp.network import Network
     from fastbp.train import EpochState, TrainResult, resume, train
@@ -50,7 +50,7 @@ _HOMES = {
         "CosineDecay",
         "ReduceOnPlateau",
     ],
-    "checks": [
+    "errors": [
         "FastbpError",
         "ParameterError",
         "ParameterTypeError",

@@ -1,4 +1,4 @@
-"""Every check of an argument, made once, at the door; the error classes.
+"""Every check of an argument, made once, at the door.
 
 A check returns its argument in the one form the rest of the package works with, or raises. Messages name the argument,
 the requirement and what was given. They show settings, but never data: of an array they say its type, shape, dtype, the
@@ -10,16 +10,27 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
-import math
-import operator
 import os
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastbp import choices
+
+# Named `as` themselves, so that the rest of the package may take them from here: mypy counts other imports as private.
+from fastbp.errors import CheckpointError as CheckpointError
+from fastbp.errors import DataError as DataError
+from fastbp.errors import DivergenceError as DivergenceError
+from fastbp.errors import FastbpError as FastbpError
+from fastbp.errors import ParameterError as ParameterError
+from fastbp.errors import ParameterTypeError as ParameterTypeError
+from fastbp.errors import ResourceError as ResourceError
+from fastbp.scalars import attribute, plain, shown
+from fastbp.scalars import count as count
+from fastbp.scalars import flag as flag
+from fastbp.scalars import number as number
 
 Array = npt.NDArray[Any]
 
@@ -30,122 +41,22 @@ _BYTES_PER_GIB = 2**30
 _PIECE = 2**18  # values converted and looked at in one go, half a millisecond: what Ctrl-C may have to wait for
 
 
-class FastbpError(Exception):
-    """Any error that fastbp raises on purpose."""
-
-
-class ParameterError(FastbpError, ValueError):
-    """A setting is of the right type but out of its range."""
-
-
-class ParameterTypeError(FastbpError, TypeError):
-    """An argument is of the wrong type."""
-
-
-class DataError(FastbpError, ValueError):
-    """X, y or another array has the wrong shape, dtype or values."""
-
-
-class ResourceError(FastbpError, MemoryError):
-    """The request needs more memory than the machine has."""
-
-
-class CheckpointError(FastbpError, ValueError):
-    """A file is damaged, of a later version, or not one that fastbp has saved."""
-
-
-class DivergenceError(FastbpError, ArithmeticError, ValueError):
-    """Loss or weights ceased to be finite in `epoch`, counted from 1; `result` ends with the last finite weights."""
-
-    def __init__(self, epoch: int, result: Any = None) -> None:
-        super().__init__(
-            f"loss or weights ceased to be finite in epoch {epoch}: 'learning_rate' is too large for this training, "
-            "or X, y or the first weights are; numbers near 1 are safe"
-        )
-        self.epoch = epoch
-        self.result = result
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.epoch, self.result), self.__dict__  # the default would pass the message as the epoch
-
-
-def count(
-    name: str, value: object, minimum: int = 1, maximum: int = 2**31 - 1, requirement: str = "must be an integer"
-) -> int:
-    """Return a Python or NumPy integer in minimum..maximum as an int; True is not a count.
-
-    >>> count("batch_size", 0)
-    Traceback (most recent call last):
-    fastbp.checks.ParameterError: 'batch_size' must be an integer >= 1, got 0
-    """
-    value = _plain(value)
-    # timedelta64 is an np.integer by inheritance
-    if isinstance(value, (bool, np.timedelta64)) or not isinstance(value, (int, np.integer)):
-        raise ParameterTypeError(f"{name!r} {requirement} >= {minimum}, got {_shown(value)}")
-    result = operator.index(value)
-    if result < minimum:
-        raise ParameterError(f"{name!r} {requirement} >= {minimum}, got {_shown(value)}")
-    if result > maximum:
-        raise ParameterError(f"{name!r} {requirement} <= {maximum}, got {_shown(value)}")
-    return result
-
-
-def number(
-    name: str,
-    value: object,
-    *,
-    above: float | None = None,
-    at_least: float | None = None,
-    below: float | None = None,
-    at_most: float | None = None,
-) -> float:
-    """Return a finite Python or NumPy real number inside the bounds as a float.
-
-    >>> number("momentum", 1, at_least=0, below=1)
-    Traceback (most recent call last):
-    fastbp.checks.ParameterError: 'momentum' must be a finite number >= 0 and < 1, got 1
-    """
-    limits = (">", above), (">=", at_least), ("<", below), ("<=", at_most)
-    bounds = [f"{sign} {bound:g}" for sign, bound in limits if bound is not None]
-    requirement = f"{name!r} must be a finite number {' and '.join(bounds)}".rstrip()
-    value = _plain(value)
-    if isinstance(value, (bool, np.timedelta64)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise ParameterTypeError(f"{requirement}, got {_shown(value)}")
-    try:
-        result = float(value)
-    except OverflowError:  # an integer of more than 1024 bits
-        result = math.inf
-    inside = (above is None or result > above) and (at_least is None or result >= at_least)
-    inside = inside and (below is None or result < below) and (at_most is None or result <= at_most)
-    if not (math.isfinite(result) and inside):
-        raise ParameterError(f"{requirement}, got {_shown(value)}")
-    return result
-
-
-def flag(name: str, value: object) -> bool:
-    """Return True or False, of Python or NumPy; 0 and 1 are not flags."""
-    value = _plain(value)
-    if not isinstance(value, (bool, np.bool_)):
-        raise ParameterTypeError(f"{name!r} must be True or False, got {_shown(value)}")
-    return bool(value)
-
-
 def choice(name: str, value: object, allowed: Iterable[str], condition: str = "") -> str:
     """Return `value` if it is one of the allowed names; `condition` is said after them when it is not.
 
     >>> choice("activation", "sigmiod", choices.ELEMENTWISE)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    fastbp.checks.ParameterError: 'activation' must be one of 'identity', ..., got 'sigmiod'; did you mean 'sigmoid'?
+    fastbp.errors.ParameterError: 'activation' must be one of 'identity', ..., got 'sigmiod'; did you mean 'sigmoid'?
     """
     names = tuple(allowed)
     requirement = f"{name!r} must be one of {', '.join(map(repr, names))}{condition}"
-    value = _plain(value)
+    value = plain(value)
     if not isinstance(value, str):
-        raise ParameterTypeError(f"{requirement}, got {_shown(value)}")
+        raise ParameterTypeError(f"{requirement}, got {shown(value)}")
     if value not in names:
         close = difflib.get_close_matches(value[:80].lower(), names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ParameterError(f"{requirement}, got {_shown(value)}{hint}")
+        raise ParameterError(f"{requirement}, got {shown(value)}{hint}")
     return value
 
 
@@ -162,15 +73,15 @@ def hidden(value: object, name: str = "hidden") -> tuple[int, ...]:
     >>> hidden(64), hidden([64, 32]), hidden(())
     ((64,), (64, 32), ())
     """
-    value = _plain(value)
+    value = plain(value)
     if isinstance(value, (int, np.integer)):
         return (count(name, value),)
     if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iu":
         value = value.tolist()
     if not isinstance(value, (list, tuple)):
-        raise ParameterTypeError(f"{name!r} must be an integer >= 1 or a sequence of them, got {_shown(value)}")
+        raise ParameterTypeError(f"{name!r} must be an integer >= 1 or a sequence of them, got {shown(value)}")
     if len(value) > _MOST_LAYERS:
-        raise ParameterError(f"{name!r} must have at most {_MOST_LAYERS} layers, got {_shown(value)}")
+        raise ParameterError(f"{name!r} must have at most {_MOST_LAYERS} layers, got {shown(value)}")
     return tuple(count(f"{name}[{i}]", width) for i, width in enumerate(value))
 
 
@@ -184,11 +95,11 @@ def sizes(value: object) -> tuple[int, ...]:
 
 def activations(value: object, hidden_layers: int) -> tuple[str, ...]:
     """Return the name of the activation of each hidden layer, given one for all or a list or tuple of one for each."""
-    value = _plain(value)
+    value = plain(value)
     if isinstance(value, str):
         return (choice("activation", value, choices.ELEMENTWISE),) * hidden_layers
     if not isinstance(value, (list, tuple)):
-        raise ParameterTypeError(f"'activation' must be a name or a list or tuple of names, got {_shown(value)}")
+        raise ParameterTypeError(f"'activation' must be a name or a list or tuple of names, got {shown(value)}")
     if len(value) != hidden_layers:
         raise ParameterError(
             f"'activation' must be one name or one per hidden layer ({hidden_layers}), got {len(value)}"
@@ -202,71 +113,29 @@ def output(value: object, loss: str) -> str:
     return outputs[0] if value is None else choice("output", value, outputs, f" with the loss {loss!r}")
 
 
-# The bounds of the numbers of settings; what is not named here is a flag or a count.
-_RATE, _SHARE, _AT_LEAST_0 = {"above": 0.0}, {"at_least": 0.0, "below": 1.0}, {"at_least": 0.0}
-_BETWEEN, _AT_MOST_1 = {"above": 0.0, "below": 1.0}, {"at_least": 0.0, "at_most": 1.0}
-_BOUNDS: dict[type, dict[str, dict[str, float]]] = {
-    choices.SGD: {"learning_rate": _RATE, "momentum": _SHARE},
-    choices.Adam: {"learning_rate": _RATE, "beta1": _SHARE, "beta2": _SHARE, "epsilon": _RATE},
-    choices.AdamW: {
-        "learning_rate": _RATE, "beta1": _SHARE, "beta2": _SHARE, "epsilon": _RATE, "weight_decay": _AT_LEAST_0,
-    },
-    choices.RMSprop: {"learning_rate": _RATE, "decay": _SHARE, "epsilon": _RATE},
-    choices.IRprop: {
-        "learning_rate": _RATE, "increase": {"at_least": 1.0}, "decrease": _BETWEEN, "smallest_step": _RATE,
-        "largest_step": _RATE,
-    },
-    choices.ExponentialDecay: {"decay": {"above": 0.0, "at_most": 1.0}},
-    choices.InverseScaling: {"power": _RATE, "pace": _RATE},
-    choices.CosineDecay: {"minimum": _AT_MOST_1},
-    choices.ReduceOnPlateau: {"factor": _BETWEEN, "min_delta": _AT_LEAST_0, "minimum": _AT_MOST_1},
-}  # fmt: skip
-
-
 def _settings(name: str, value: object, table: dict[str, Any], **replaced: Any) -> Any:
     """Return checked settings, given a name of the table or an instance of one of its classes."""
-    value = _plain(value)
+    value = plain(value)
     settings: Any = table[choice(name, value, table)]() if isinstance(value, str) else value
     # No subclasses: kernels read the fields, which a subclass could make disagree with what is checked here.
     if not any(type(settings) is kind for kind in table.values()):
         names, kinds = ", ".join(map(repr, table)), ", ".join(kind.__name__ for kind in table.values())
-        raise ParameterTypeError(f"{name!r} must be one of {names} or an instance of {kinds}, got {_shown(value)}")
-    settings = dataclasses.replace(settings, **replaced)
-    bounds = _BOUNDS.get(type(settings), {})
-    numbers = {field: number(field, getattr(settings, field), **limits) for field, limits in bounds.items()}
-    return dataclasses.replace(settings, **numbers)
+        raise ParameterTypeError(f"{name!r} must be one of {names} or an instance of {kinds}, got {shown(value)}")
+    return dataclasses.replace(settings, **replaced)  # which checks them: copies and pickles are made without
 
 
 def optimizer(value: object, learning_rate: object = None) -> choices.Optimizer:
     """Return checked settings, given a name or an instance; `learning_rate` overrides theirs."""
     replaced = {} if learning_rate is None else {"learning_rate": learning_rate}
     settings: choices.Optimizer = _settings("optimizer", value, choices.OPTIMIZERS, **replaced)
-    if isinstance(settings, choices.SGD):
-        nesterov = flag("nesterov", settings.nesterov)
-        if nesterov and settings.momentum == 0:
-            raise ParameterError("'nesterov' must come with a 'momentum' > 0, got True with momentum 0")
-        return dataclasses.replace(settings, nesterov=nesterov)
-    if isinstance(settings, choices.Adam):
-        return dataclasses.replace(settings, epsilon_hat=flag("epsilon_hat", settings.epsilon_hat))
-    if isinstance(settings, choices.IRprop) and settings.smallest_step > settings.largest_step:
-        raise ParameterError(
-            f"'smallest_step' must be at most 'largest_step', got {settings.smallest_step} and {settings.largest_step}"
-        )
     return settings
 
 
 def schedule(value: object, epochs: int) -> choices.Schedule:
     """Return a checked schedule, given a name or an instance; a CosineDecay without epochs gets these."""
     settings: choices.Schedule = _settings("schedule", value, choices.SCHEDULES)
-    if isinstance(settings, choices.CosineDecay):
-        length = max(epochs, 1) if settings.epochs is None else count("epochs", settings.epochs)
-        warmup = count("warmup", settings.warmup, 0)
-        if warmup >= length:
-            raise ParameterError(f"'warmup' must be less than the epochs of the schedule ({length}), got {warmup}")
-        return dataclasses.replace(settings, epochs=length, warmup=warmup)
-    if isinstance(settings, choices.ReduceOnPlateau):
-        patience = count("patience", settings.patience, 0)
-        return dataclasses.replace(settings, patience=patience, stop=flag("stop", settings.stop))
+    if isinstance(settings, choices.CosineDecay) and settings.epochs is None:
+        return dataclasses.replace(settings, epochs=max(epochs, 1))
     return settings
 
 
@@ -276,10 +145,10 @@ def dropout(value: object, hidden_layers: int) -> tuple[float, ...]:
     >>> dropout(0.5, 2), dropout([0.2, 0], 2), dropout(0.0, 2)
     ((0.5, 0.5), (0.2, 0.0), ())
     """
-    value = _plain(value)
+    value = plain(value)
     values = list(value) if isinstance(value, (list, tuple)) else [value] * max(hidden_layers, 1)
     each = isinstance(value, (list, tuple))
-    rates = tuple(number(f"dropout[{i}]" if each else "dropout", v, **_SHARE) for i, v in enumerate(values))
+    rates = tuple(number(f"dropout[{i}]" if each else "dropout", v, at_least=0, below=1) for i, v in enumerate(values))
     if (each or any(rates)) and len(rates) != hidden_layers:
         raise ParameterError(f"'dropout' must be one rate or one per hidden layer ({hidden_layers}), got {len(rates)}")
     return rates if any(rates) else ()
@@ -295,7 +164,7 @@ def normal(precision: np.dtype[Any], **numbers: float) -> None:
 
     >>> normal(np.dtype(np.float32), l2=1e-40)
     Traceback (most recent call last):
-    fastbp.checks.ParameterError: 'l2' must be representable in float32, 0 or at least 1.18e-38 in size, got 1e-40
+    fastbp.errors.ParameterError: 'l2' must be representable in float32, 0 or at least 1.18e-38 in size, got 1e-40
     """
     smallest = np.finfo(precision).tiny
     for name, value in numbers.items():
@@ -309,9 +178,9 @@ def normal(precision: np.dtype[Any], **numbers: float) -> None:
 def dtype(value: object, X: object = None) -> np.dtype[Any]:
     """Return float32 or float64; None stands for float32 if X is float32 or float16, else for float64."""
     if value is None:
-        given = _attribute(X, "dtype")
+        given = attribute(X, "dtype")
         return np.dtype(np.float32 if isinstance(given, np.dtype) and given.type in (np.float32, np.float16) else float)
-    value = _plain(value)
+    value = plain(value)
     if isinstance(value, str):
         return np.dtype(choice("dtype", value, ("float32", "float64")))
     scalar = value.type if isinstance(value, np.dtype) else value
@@ -320,7 +189,7 @@ def dtype(value: object, X: object = None) -> np.dtype[Any]:
         if scalar is working or (scalar is float and working is np.float64):
             return np.dtype(working)
     error = ParameterError if isinstance(value, (type, np.dtype)) else ParameterTypeError
-    raise error(f"'dtype' must be one of 'float32', 'float64', got {_shown(value)}")
+    raise error(f"'dtype' must be one of 'float32', 'float64', got {shown(value)}")
 
 
 def number_of_parameters(units: tuple[int, ...], bias: bool) -> int:
@@ -338,18 +207,18 @@ def parameters(params: Array, units: tuple[int, ...], bias: bool, *, writeable: 
     good = isinstance(params, np.ndarray) and params.dtype in (np.float32, np.float64) and params.dtype.isnative
     if not good or params.shape != (size,) or not params.flags.c_contiguous or params.flags.writeable < writeable:
         kind = "a writeable float array" if writeable else "a float array"
-        raise DataError(f"'network.params' must be {kind} of shape ({size},), got {_shown(params)}")
+        raise DataError(f"'network.params' must be {kind} of shape ({size},), got {shown(params)}")
     finite("network.params", params, params.dtype)
 
 
 def replacement(value: object, params: Array) -> Array:
     """Return what shall be copied over the vector of parameters, given an array of its form; values may be any."""
     if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
-        raise DataError(f"'network.params' must be an ndarray without a mask, got {_shown(value)}")
+        raise DataError(f"'network.params' must be an ndarray without a mask, got {shown(value)}")
     array = np.asarray(value)  # without the methods of a subclass
     if array.dtype != params.dtype or array.shape != params.shape or not array.flags.c_contiguous:
         required = f"a contiguous {params.dtype} array of shape {params.shape}"
-        raise DataError(f"'network.params' must be {required}, got {_shown(value)}")
+        raise DataError(f"'network.params' must be {required}, got {shown(value)}")
     return array
 
 
@@ -368,31 +237,31 @@ def layer(name: str, value: object, dimensions: int) -> Array:
 def instance(name: str, value: object, kind: type) -> None:
     """Check that the value is of this class."""
     if not issubclass(type(value), kind):  # not isinstance(), which believes what a mock says of its class
-        raise ParameterTypeError(f"{name!r} must be a {kind.__name__}, got {_shown(value)}")
+        raise ParameterTypeError(f"{name!r} must be a {kind.__name__}, got {shown(value)}")
 
 
 def alone(**settings: tuple[object, object]) -> None:
     """Refuse settings, given with their defaults, that a ready network brings with it."""
     for name, (value, default) in settings.items():
-        plain = _plain(value)
-        plain = plain.item() if isinstance(plain, np.generic) else plain
+        bare = plain(value)
+        bare = bare.item() if isinstance(bare, np.generic) else bare
         # Only plain values are compared: what a Series, a tensor or pd.NA answers has no truth.
-        if value is not default and (type(plain) not in (str, bool, int, float, tuple) or plain != default):
+        if value is not default and (type(bare) not in (str, bool, int, float, tuple) or bare != default):
             raise ParameterError(f"{name!r} must be left out where 'network' is given, which brings its own")
 
 
 def path(value: object) -> str:
     """Return the path of a file, given as a str or os.PathLike; a number would be taken for an open file."""
-    value = _plain(value)
+    value = plain(value)
     if not isinstance(value, (str, os.PathLike)):
-        raise ParameterTypeError(f"'path' must be a str or os.PathLike, got {_shown(value)}")
+        raise ParameterTypeError(f"'path' must be a str or os.PathLike, got {shown(value)}")
     try:
         name = os.fsdecode(value)
         encoded = os.fsencode(name)
     except UnicodeError as error:
         raise ParameterError("'path' must hold only characters that names of files can have here") from error
     except Exception as error:  # whatever a foreign __fspath__ raises
-        raise ParameterTypeError(f"'path' must have a name as str or bytes, got {_shown(value)}") from error
+        raise ParameterTypeError(f"'path' must have a name as str or bytes, got {shown(value)}") from error
     if b"\0" in encoded:
         raise ParameterError("'path' must not contain the character NUL")
     return name
@@ -476,16 +345,16 @@ def row_weights(value: object, n: int, dtype: np.dtype[Any], name: str = "sample
 
 def class_weight(value: object) -> str | dict[int, float] | None:
     """Return None, "balanced" or a dict of class numbers and weights."""
-    value = _plain(value)
+    value = plain(value)
     if value is None:
         return None
     if isinstance(value, dict):
         must = "must be a dict whose keys are integers"
         keys = [count("class_weight", key, 0, _MOST_CLASSES, must) for key in value]
         weights = zip(keys, value.values(), strict=True)
-        return {key: number(f"class_weight[{key}]", weight, **_AT_LEAST_0) for key, weight in weights}
+        return {key: number(f"class_weight[{key}]", weight, at_least=0) for key, weight in weights}
     if not isinstance(value, str):
-        raise ParameterTypeError(f"'class_weight' must be 'balanced' or a dict, got {_shown(value)}")
+        raise ParameterTypeError(f"'class_weight' must be 'balanced' or a dict, got {shown(value)}")
     return choice("class_weight", value, ("balanced",), " or a dict of class numbers and weights")
 
 
@@ -512,14 +381,14 @@ def class_weights(value: str | dict[int, float], loss: str, y: Array, weights: A
 
 def validation(value: object) -> float | None:
     """Return the share of rows for validation, or None if there is none or `value` is a tuple of data."""
-    value = _plain(value)
+    value = plain(value)
     if value is None or (isinstance(value, tuple) and len(value) in (2, 3)):
         return None
     if isinstance(value, (tuple, list, np.ndarray)):
         raise ParameterTypeError(
-            f"'validation' must be a share of the rows or a tuple (X, y) or (X, y, sample_weight), got {_shown(value)}"
+            f"'validation' must be a share of the rows or a tuple (X, y) or (X, y, sample_weight), got {shown(value)}"
         )
-    return number("validation", value, **_BETWEEN)
+    return number("validation", value, above=0, below=1)
 
 
 def memory(bytes_needed: int, what: str) -> None:
@@ -533,19 +402,19 @@ def memory(bytes_needed: int, what: str) -> None:
 def _array(name: str, value: object, dtype: np.dtype[Any]) -> Array:
     """Return `value` as an array of real numbers, dtype and layout as they are; refuse what NumPy would guess at."""
     if type(value) is not np.ndarray and not issubclass(type(value), np.generic):  # a scalar of NumPy is an array
-        value = _plain(value)
-    if _attribute(value, "toarray") is not None:
-        raise ParameterTypeError(f"{name!r} must be dense, got {_shown(value)}; convert it with .toarray()")
+        value = plain(value)
+    if attribute(value, "toarray") is not None:
+        raise ParameterTypeError(f"{name!r} must be dense, got {shown(value)}; convert it with .toarray()")
     listed = isinstance(value, (list, tuple))
-    if isinstance(value, np.matrix) or not (listed or _attribute(value, "__array__") is not None):
-        raise ParameterTypeError(f"{name!r} must be an array or a list of numbers, got {_shown(value)}")
+    if isinstance(value, np.matrix) or not (listed or attribute(value, "__array__") is not None):
+        raise ParameterTypeError(f"{name!r} must be an array or a list of numbers, got {shown(value)}")
     try:
         array = np.asarray(value)
     except Exception as error:  # ragged lists; whatever a foreign __array__ raises
         # Errors of type or state say what is wrong with the object; one of value may show data.
         said = f": {str(error)[:120]}" if type(error) in (TypeError, RuntimeError) and not listed else ""
         shape = " with rows of equal length" * listed
-        raise DataError(f"{name!r} must convert to an array{shape}, got {_shown(value)}{said}") from error
+        raise DataError(f"{name!r} must convert to an array{shape}, got {shown(value)}{said}") from error
     if array.dtype.kind not in "biuf":
         hint = "; convert with .astype(float)" if array.dtype.kind in "OSTU" else ""
         if hint and name in ("y", "validation[1]"):
@@ -559,39 +428,6 @@ def _array(name: str, value: object, dtype: np.dtype[Any]) -> Array:
     if not _ready(array, dtype):
         memory(array.size * dtype.itemsize, f"{name!r} of shape {array.shape}")
     return array
-
-
-def _attribute(value: object, name: str) -> Any:
-    """Return an attribute, None if there is none or a foreign object fails at the question."""
-    try:
-        return getattr(value, name, None)
-    except Exception:
-        return None
-
-
-_PLAIN: dict[type, Any] = {
-    str: str.__str__,
-    int: int.__index__,
-    float: float.__float__,
-    list: list.copy,
-    tuple: lambda value: tuple.__getitem__(value, slice(None)),
-    dict: lambda value: dict(dict.items(value)),
-}
-
-
-def _plain(value: object) -> Any:
-    """Return an instance of a subclass as the int, float, str, list, tuple or dict it is, and all else as it is.
-
-    What a subclass does in its methods, then, neither decides a check nor breaks out of it. A proxy that cannot say of
-    which class it is, which isinstance() asks, becomes an object that only shares its name.
-    """
-    kind = type(value)
-    if _attribute(value, "__class__") is None:
-        return type(kind.__name__, (), {})()
-    for base, convert in _PLAIN.items():
-        if issubclass(kind, base):
-            return value if kind is base or kind is bool else convert(value)
-    return value
 
 
 def _ready(array: Array, dtype: np.dtype[Any]) -> bool:
@@ -643,27 +479,6 @@ def _every(name: str, good: Array, requirement: str) -> None:
     if bad:
         first = [int(i) for i in np.unravel_index(int(np.argmin(good)), good.shape)]
         raise DataError(f"{name!r} must {requirement}, got {bad} bad of {good.size}, the first at {first}")
-
-
-def _shown(value: object) -> str:
-    """Describe an argument: a scalar by its value, cut at 80 characters, all else by its type and size alone."""
-    kind = type(value).__name__
-    try:
-        if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print very long ones
-            return f"an integer of {value.bit_length()} bits"
-        if value is None or isinstance(value, (int, float, complex, str, np.number, np.bool_)):
-            return repr(value[:80] if isinstance(value, str) else value)[:80]
-        if isinstance(value, type):
-            return f"the class {value.__name__}"
-        if isinstance(value, np.dtype):
-            return f"dtype {value}"[:80]
-        if isinstance(value, np.ndarray):
-            return f"{kind} of shape {value.shape} and dtype {str(value.dtype)[:80]}"
-        if isinstance(shape := getattr(value, "shape", None), tuple):
-            return f"{kind} of shape {shape}"[:80]
-        return f"{kind} of length {len(value)}" if isinstance(value, Sized) else kind
-    except Exception:  # a foreign object that cannot even be described
-        return kind
 
 
 def _plural(n: int, noun: str) -> str:

@@ -6,8 +6,11 @@ version serves every combination. Codes are append-only: compiled code on disk a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, NamedTuple
+
+from fastbp.errors import ParameterError
+from fastbp.scalars import count, flag, number
 
 IDENTITY, SIGMOID, TANH, RELU, LEAKY_RELU, SOFTMAX, ELU, GELU, SILU, SOFTPLUS, EXPONENTIAL = range(11)
 SQUARED_ERROR, BINARY_CROSS_ENTROPY, CROSS_ENTROPY, ABSOLUTE_ERROR, HUBER, POISSON = range(6)
@@ -99,12 +102,45 @@ REDUCTIONS = ("mean", "sum")
 BACKENDS = ("numba", "numpy")
 
 
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+def bounded(default: float, **bounds: float) -> Any:
+    """Declare a field that holds a finite number inside the bounds, which are named as `scalars.number` names them."""
+    return field(default=default, metadata={"check": lambda name, value: number(name, value, **bounds)})
+
+
+def counted(default: int | None, minimum: int = 0) -> Any:
+    """Declare a field that holds an integer of at least `minimum`, or None if that is the default."""
+
+    def check(name: str, value: object) -> int | None:
+        return None if value is None and default is None else count(name, value, minimum)
+
+    return field(default=default, metadata={"check": check})
+
+
+def switch(default: bool) -> Any:
+    """Declare a field that holds True or False."""
+    return field(default=default, metadata={"check": flag})
+
+
+class Settings:
+    """Settings of which each field is checked when they are made, and kept as a Python number."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        """Check each field by what was declared with it."""
+        for each in fields(self):  # type: ignore[arg-type]  # of the dataclasses below
+            object.__setattr__(self, each.name, each.metadata["check"](each.name, getattr(self, each.name)))
+
+
 # --- optimisers -----------------------------------------------------------------------------------------------------
 # Kernels read the fields in their order.
 
 
 @dataclass(frozen=True, slots=True)
-class SGD:
+class SGD(Settings):
     """Stochastic gradient descent, with momentum if it is not zero.
 
     With g the gradient of the batch: ``velocity = momentum * velocity + learning_rate * g`` and ``w -= velocity``; with
@@ -130,9 +166,15 @@ class SGD:
     SGD(learning_rate=0.01, momentum=0.9, nesterov=False)
     """
 
-    learning_rate: float = 0.01
-    momentum: float = 0.0
-    nesterov: bool = False
+    learning_rate: float = bounded(0.01, above=0)
+    momentum: float = bounded(0.0, at_least=0, below=1)
+    nesterov: bool = switch(False)
+
+    def __post_init__(self) -> None:
+        """Check what no field can say alone."""
+        Settings.__post_init__(self)  # super() does not know the class that `slots` makes anew
+        if self.nesterov and self.momentum == 0:
+            raise ParameterError("'nesterov' must come with a 'momentum' > 0, got True with momentum 0")
 
     @property
     def code(self) -> int:
@@ -141,7 +183,7 @@ class SGD:
 
 
 @dataclass(frozen=True, slots=True)
-class Adam:
+class Adam(Settings):
     """Adam: each weight moves by the mean of its gradients over the root of their mean square.
 
     Parameters
@@ -167,15 +209,15 @@ class Adam:
     """
 
     code: ClassVar[int] = ADAM  # by which kernels know it
-    learning_rate: float = 0.001
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    epsilon_hat: bool = False
+    learning_rate: float = bounded(0.001, above=0)
+    beta1: float = bounded(0.9, at_least=0, below=1)
+    beta2: float = bounded(0.999, at_least=0, below=1)
+    epsilon: float = bounded(1e-8, above=0)
+    epsilon_hat: bool = switch(False)
 
 
 @dataclass(frozen=True, slots=True)
-class AdamW:
+class AdamW(Settings):
     """Adam with decoupled decay: before each step ``w -= learning_rate * weight_decay * w``, of weights, not of biases.
 
     Parameters
@@ -200,15 +242,15 @@ class AdamW:
     """
 
     code: ClassVar[int] = ADAMW  # by which kernels know it
-    learning_rate: float = 0.001
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.01
+    learning_rate: float = bounded(0.001, above=0)
+    beta1: float = bounded(0.9, at_least=0, below=1)
+    beta2: float = bounded(0.999, at_least=0, below=1)
+    epsilon: float = bounded(1e-8, above=0)
+    weight_decay: float = bounded(0.01, at_least=0)
 
 
 @dataclass(frozen=True, slots=True)
-class RMSprop:
+class RMSprop(Settings):
     """Each weight moves by its gradient over the root of the running mean of its square.
 
     Parameters
@@ -231,13 +273,13 @@ class RMSprop:
     """
 
     code: ClassVar[int] = RMSPROP  # by which kernels know it
-    learning_rate: float = 0.001
-    decay: float = 0.9
-    epsilon: float = 1e-8
+    learning_rate: float = bounded(0.001, above=0)
+    decay: float = bounded(0.9, at_least=0, below=1)
+    epsilon: float = bounded(1e-8, above=0)
 
 
 @dataclass(frozen=True, slots=True)
-class IRprop:
+class IRprop(Settings):
     """iRprop-: each weight has a step of its own, which grows while the sign of its gradient stays and else shrinks.
 
     It reads signs alone, so it needs the gradient of all rows: ``batch_size=None``.
@@ -263,11 +305,19 @@ class IRprop:
     """
 
     code: ClassVar[int] = IRPROP  # by which kernels know it
-    learning_rate: float = 0.01
-    increase: float = 1.2
-    decrease: float = 0.5
-    smallest_step: float = 1e-6
-    largest_step: float = 50.0
+    learning_rate: float = bounded(0.01, above=0)
+    increase: float = bounded(1.2, at_least=1)
+    decrease: float = bounded(0.5, above=0, below=1)
+    smallest_step: float = bounded(1e-6, above=0)
+    largest_step: float = bounded(50.0, above=0)
+
+    def __post_init__(self) -> None:
+        """Check what no field can say alone."""
+        Settings.__post_init__(self)
+        if self.smallest_step > self.largest_step:
+            raise ParameterError(
+                f"'smallest_step' must be at most 'largest_step', got {self.smallest_step} and {self.largest_step}"
+            )
 
 
 Optimizer = SGD | Adam | AdamW | RMSprop | IRprop
@@ -286,7 +336,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Constant:
+class Constant(Settings):
     """The learning rate stays what it is.
 
     Examples
@@ -299,7 +349,7 @@ class Constant:
 
 
 @dataclass(frozen=True, slots=True)
-class ExponentialDecay:
+class ExponentialDecay(Settings):
     """The learning rate times ``decay ** t`` in epoch t, counted from 0.
 
     Parameters
@@ -314,11 +364,11 @@ class ExponentialDecay:
     """
 
     code: ClassVar[int] = EXPONENTIAL_DECAY  # by which kernels know it
-    decay: float = 0.98
+    decay: float = bounded(0.98, above=0, at_most=1)
 
 
 @dataclass(frozen=True, slots=True)
-class InverseScaling:
+class InverseScaling(Settings):
     """The learning rate over ``(1 + pace * t) ** power`` in epoch t, counted from 0.
 
     Parameters
@@ -339,12 +389,12 @@ class InverseScaling:
     """
 
     code: ClassVar[int] = INVERSE_SCALING  # by which kernels know it
-    power: float = 0.5
-    pace: float = 1.0
+    power: float = bounded(0.5, above=0)
+    pace: float = bounded(1.0, above=0)
 
 
 @dataclass(frozen=True, slots=True)
-class CosineDecay:
+class CosineDecay(Settings):
     """The learning rate rises evenly for `warmup` epochs and then falls along half a cosine.
 
     The factor in epoch t, counted from 0, is ``(t + 1) / (warmup + 1)`` for t < warmup, and then
@@ -370,13 +420,21 @@ class CosineDecay:
     """
 
     code: ClassVar[int] = COSINE  # by which kernels know it
-    epochs: int | None = None
-    warmup: int = 0
-    minimum: float = 0.0
+    epochs: int | None = counted(None, minimum=1)
+    warmup: int = counted(0)
+    minimum: float = bounded(0.0, at_least=0, at_most=1)
+
+    def __post_init__(self) -> None:
+        """Check what no field can say alone."""
+        Settings.__post_init__(self)
+        if self.epochs is not None and self.warmup >= self.epochs:
+            raise ParameterError(
+                f"'warmup' must be less than the epochs of the schedule ({self.epochs}), got {self.warmup}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
-class ReduceOnPlateau:
+class ReduceOnPlateau(Settings):
     """The learning rate times `factor` whenever the loss has not improved for more than `patience` epochs in a row.
 
     It watches the validation loss where there is one, else the loss of the training. An epoch improves if its loss is
@@ -402,11 +460,11 @@ class ReduceOnPlateau:
     """
 
     code: ClassVar[int] = REDUCE_ON_PLATEAU  # by which kernels know it
-    factor: float = 0.1
-    patience: int = 10
-    min_delta: float = 1e-4
-    minimum: float = 0.0
-    stop: bool = False
+    factor: float = bounded(0.1, above=0, below=1)
+    patience: int = counted(10)
+    min_delta: float = bounded(1e-4, at_least=0)
+    minimum: float = bounded(0.0, at_least=0, at_most=1)
+    stop: bool = switch(False)
 
 
 Schedule = Constant | ExponentialDecay | InverseScaling | CosineDecay | ReduceOnPlateau

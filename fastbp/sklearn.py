@@ -419,19 +419,16 @@ class _Perceptron(BaseEstimator):
             with _named(_OBJECTS):
                 return checks.optimizer(self.solver)
         solver = checks.choice("solver", self.solver, (*OPTIMIZERS, "lbfgs"))
-        optimizer: choices.Optimizer
-        if solver == "sgd":
-            nesterov = bool(self.nesterovs_momentum) and checks.number("momentum", self.momentum) != 0
-            optimizer = SGD(self.learning_rate_init, self.momentum, nesterov)
-        elif solver == "rmsprop":
-            optimizer = choices.RMSprop(self.learning_rate_init, epsilon=self.epsilon)
-        elif solver == "irprop":
-            optimizer = choices.IRprop(self.learning_rate_init)
-        else:
-            numbers = self.learning_rate_init, self.beta_1, self.beta_2, self.epsilon
-            optimizer = choices.Adam(*numbers, epsilon_hat=True) if solver == "adam" else choices.AdamW(*numbers)
         with _named():
-            return checks.optimizer(optimizer)
+            if solver == "sgd":
+                nesterov = bool(self.nesterovs_momentum) and checks.number("momentum", self.momentum) != 0
+                return SGD(self.learning_rate_init, self.momentum, nesterov)
+            if solver == "rmsprop":
+                return choices.RMSprop(self.learning_rate_init, epsilon=self.epsilon)
+            if solver == "irprop":
+                return choices.IRprop(self.learning_rate_init)
+            numbers = self.learning_rate_init, self.beta_1, self.beta_2, self.epsilon
+            return choices.AdamW(*numbers) if solver == "adamw" else choices.Adam(*numbers, epsilon_hat=True)
 
     def _patience(self) -> Any:
         patience = self.n_iter_no_change
@@ -447,14 +444,15 @@ class _Perceptron(BaseEstimator):
         schedule: Any = self.learning_rate
         if isinstance(schedule, str):
             name = checks.choice("learning_rate", schedule, (*SCHEDULES, "invscaling", "adaptive"))
-            if self._scales_inversely(optimizer):
-                schedule = choices.InverseScaling(self.power_t, pace)
-            elif name == "adaptive" and isinstance(optimizer, SGD):
-                least = min(1.0, 1e-6 / optimizer.learning_rate)
-                schedule = choices.ReduceOnPlateau(0.2, self._patience(), self.tol, least, stop=True)
-            elif name in ("invscaling", "adaptive"):
-                schedule = choices.Constant()
-        with _named(_OBJECTS if schedule is self.learning_rate else _NAMES):
+            with _named():
+                if self._scales_inversely(optimizer):
+                    return choices.InverseScaling(self.power_t, pace)
+                if name == "adaptive" and isinstance(optimizer, SGD):
+                    least = min(1.0, 1e-6 / optimizer.learning_rate)
+                    return choices.ReduceOnPlateau(0.2, self._patience(), self.tol, least, stop=True)
+            if name in ("invscaling", "adaptive"):
+                return choices.Constant()
+        with _named(_OBJECTS):
             return checks.schedule(schedule, self.max_iter)
 
     def _settings(self, pace: float) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import dataclasses
 import itertools
 import os
 import platform
@@ -41,6 +42,14 @@ def output_of(*arguments, **settings):
 
 
 # --- cases ----------------------------------------------------------------------------------------------------------
+
+
+def forged(kind, **values):
+    """Settings that were never checked, as a pickle can make them: the defaults of the class but for these values."""
+    settings = object.__new__(kind)
+    for field in dataclasses.fields(kind):
+        object.__setattr__(settings, field.name, values.get(field.name, field.default))
+    return settings
 
 
 def machine():

@@ -1,6 +1,7 @@
 """Every check accepts what it promises, refuses all else by class and message, and never prints or changes data."""
 
 import collections
+import copy
 import dataclasses
 import datetime
 import decimal
@@ -19,6 +20,7 @@ import numpy as np
 import pandas
 import pytest
 import scipy.sparse
+from helpers import forged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_sample_weight
@@ -107,6 +109,7 @@ CALLS = {
     "schedule": lambda value: checks.schedule(value, 50),
     "schedule of 0 epochs": lambda value: checks.schedule(value, 0),
     "schedule warmup": lambda value: checks.schedule(CosineDecay(warmup=value), 50),
+    "schedule of 5 epochs": lambda value: CosineDecay(5, warmup=value),
     "dropout": lambda value: checks.dropout(value, 2),
     "dropout of no layer": lambda value: checks.dropout(value, 0),
     "class_weight": checks.class_weight,
@@ -664,9 +667,9 @@ REFUSED = [
     ("optimizer", None, ParameterTypeError, OPTIMIZER + "None"),
     ("optimizer", {"name": "sgd"}, ParameterTypeError, OPTIMIZER + "dict"),
     ("optimizer", type("Mine", (SGD,), {})(), ParameterTypeError, OPTIMIZER + "Mine"),
-    ("optimizer", SGD(learning_rate=0), ParameterError, RATE + "0"),
-    ("optimizer", Adam(learning_rate=None), ParameterTypeError, RATE + "None"),
-    ("optimizer", SGD(nesterov=True), ParameterError, "'nesterov' must come with a 'momentum' > 0, got True"),
+    ("optimizer", forged(SGD, learning_rate=0), ParameterError, RATE + "0"),
+    ("optimizer", forged(Adam, learning_rate=None), ParameterTypeError, RATE + "None"),
+    ("optimizer", forged(SGD, nesterov=True), ParameterError, "'nesterov' must come with a 'momentum' > 0, got True"),
     ("optimizer learning_rate", math.nan, ParameterError, RATE + "nan"),
     ("optimizer learning_rate", 0, ParameterError, RATE + "0"),
     ("optimizer learning_rate", "0.1", ParameterTypeError, RATE + "'0.1'"),
@@ -742,7 +745,13 @@ REFUSED += [
     ("schedule", type("Mine", (Constant,), {})(), ParameterTypeError, SCHEDULE + "Mine"),
     ("optimizer", Constant(), ParameterTypeError, OPTIMIZER + "Constant"),
     ("schedule", CosineDecay(warmup=50), ParameterError, "'warmup' must be less than the epochs of the schedule (50)"),
-    ("schedule", CosineDecay(5, warmup=5), ParameterError, "'warmup' must be less than the epochs of the schedule (5)"),
+    (
+        "schedule",
+        forged(CosineDecay, epochs=5, warmup=5),
+        ParameterError,
+        "'warmup' must be less than the epochs of the schedule",
+    ),
+    ("schedule of 5 epochs", 5, ParameterError, "'warmup' must be less than the epochs of the schedule (5), got 5"),
     ("schedule of 0 epochs", CosineDecay(warmup=1), ParameterError, "'warmup' must be less than the epochs of the"),
     ("schedule warmup", -1, ParameterError, "'warmup' must be an integer >= 0, got -1"),
     ("schedule warmup", 1.0, ParameterTypeError, "'warmup' must be an integer >= 0, got 1.0"),
@@ -898,7 +907,7 @@ masked_arrays = fitting_arrays.filter(lambda array: array.dtype != np.float16).m
     lambda array: np.ma.masked_equal(array, 100)
 )
 settings_objects = st.one_of(
-    *(st.builds(kind, *[scalars] * len(dataclasses.fields(kind))) for kind in INTERVALS),
+    *(st.builds(forged, st.just(kind), **dict.fromkeys(INTERVALS[kind], scalars)) for kind in INTERVALS),
 )
 leaves = st.one_of(scalars, arrays, fitting_arrays, settings_objects, arrays.map(Foreign), masked_arrays)
 anything = st.recursive(
@@ -1090,6 +1099,42 @@ def test_field_is_refused_beyond_the_ends_of_its_interval(kind, field):
 
     assert actual == expected
     assert all(str(error).startswith(f"'{field}' must be ") for error in errors)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "error", "message"),
+    [
+        (SGD, {"momentum": 2}, ParameterError, "'momentum' must be a finite number >= 0 and < 1, got 2"),
+        (SGD, {"nesterov": 1}, ParameterTypeError, "'nesterov' must be True or False, got 1"),
+        (SGD, {"nesterov": True}, ParameterError, "'nesterov' must come with a 'momentum' > 0, got True with momentum 0"),
+        (AdamW, {"weight_decay": "0"}, ParameterTypeError, "'weight_decay' must be a finite number >= 0, got '0'"),
+        (
+            IRprop, {"smallest_step": 2, "largest_step": 1}, ParameterError,
+            "'smallest_step' must be at most 'largest_step', got 2.0 and 1.0",
+        ),
+        (
+            CosineDecay, {"epochs": 5, "warmup": 5}, ParameterError,
+            "'warmup' must be less than the epochs of the schedule (5), got 5",
+        ),
+        (ReduceOnPlateau, {"patience": -1}, ParameterError, "'patience' must be an integer >= 0, got -1"),
+    ],
+)  # fmt: skip
+def test_settings_are_refused_where_they_are_written(kind, values, error, message):
+    with pytest.raises(error) as caught:
+        kind(**values)
+
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("kind", INTERVALS)
+def test_settings_survive_pickle_copy_and_replace(kind):
+    expected = kind()
+    actual = [pickle.loads(pickle.dumps(expected)), copy.deepcopy(expected), dataclasses.replace(expected)]
+
+    assert actual == [expected] * 3
+    assert [repr(settings) for settings in actual] == [repr(expected)] * 3
+    assert {hash(settings) for settings in actual} == {hash(expected)}
+    assert not hasattr(expected, "__dict__")
 
 
 @pytest.mark.parametrize(("kind", "field"), FIELDS, ids=lambda value: getattr(value, "__name__", value))

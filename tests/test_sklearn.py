@@ -15,7 +15,7 @@ import joblib
 import numpy as np
 import pytest
 import sklearn.neural_network
-from helpers import output_of
+from helpers import forged, output_of
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.datasets import load_iris
@@ -122,14 +122,14 @@ BAD_PARAMETERS = [
     ({"activation": ("relu", "relu")}, ParameterError, "'activation'"),
     ({"solver": "newton"}, ParameterError, "'solver'"),
     ({"solver": 3}, ParameterTypeError, "'solver'"),
-    ({"solver": fastbp.Adam(beta1=2.0)}, ParameterError, "'beta1'"),
+    ({"solver": forged(fastbp.Adam, beta1=2.0)}, ParameterError, "'beta1'"),
     ({"alpha": -1.0}, ParameterError, "'alpha'"),
     ({"alpha": -1.0, "solver": "lbfgs"}, ParameterError, "'alpha'"),
     ({"batch_size": 0}, ParameterError, "'batch_size'"),
     ({"batch_size": "all"}, ParameterError, "'batch_size'"),
     ({"learning_rate": "falling"}, ParameterError, "'learning_rate'"),
     ({"learning_rate": 0.1}, ParameterTypeError, "'learning_rate'"),
-    ({"learning_rate": fastbp.ExponentialDecay(2.0)}, ParameterError, "'decay'"),
+    ({"learning_rate": forged(fastbp.ExponentialDecay, decay=2.0)}, ParameterError, "'decay'"),
     ({"learning_rate_init": 0.0}, ParameterError, "'learning_rate_init'"),
     ({"solver": "sgd", "learning_rate": "invscaling", "power_t": -1.0}, ParameterError, "'power_t'"),
     ({"max_iter": 0}, ParameterError, "'max_iter'"),

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from helpers import assert_once_at_most, output_of, python, ratio_of_seconds
+from helpers import assert_once_at_most, forged, output_of, python, ratio_of_seconds
 from scipy.special import huber, xlogy
 from sklearn.linear_model import Ridge
 from sklearn.metrics import accuracy_score, r2_score
@@ -1943,13 +1943,13 @@ BAD = [
     ({"optimizer": "adm"}, ParameterError, "did you mean 'adam'"),
     ({"optimizer": Adam}, ParameterTypeError, "'optimizer'"),
     ({"optimizer": None}, ParameterTypeError, "'optimizer'"),
-    ({"optimizer": SGD(momentum=1.0)}, ParameterError, "'momentum'"),
-    ({"optimizer": SGD(momentum=np.nan)}, ParameterError, "'momentum'"),
-    ({"optimizer": SGD(nesterov=True)}, ParameterError, "'nesterov'"),
-    ({"optimizer": Adam(beta1=1.0)}, ParameterError, "'beta1'"),
-    ({"optimizer": Adam(beta2=-0.1)}, ParameterError, "'beta2'"),
-    ({"optimizer": Adam(epsilon=0.0)}, ParameterError, "'epsilon'"),
-    ({"optimizer": Adam(learning_rate=np.inf)}, ParameterError, "'learning_rate'"),
+    ({"optimizer": forged(SGD, momentum=1.0)}, ParameterError, "'momentum'"),
+    ({"optimizer": forged(SGD, momentum=np.nan)}, ParameterError, "'momentum'"),
+    ({"optimizer": forged(SGD, nesterov=True)}, ParameterError, "'nesterov'"),
+    ({"optimizer": forged(Adam, beta1=1.0)}, ParameterError, "'beta1'"),
+    ({"optimizer": forged(Adam, beta2=-0.1)}, ParameterError, "'beta2'"),
+    ({"optimizer": forged(Adam, epsilon=0.0)}, ParameterError, "'epsilon'"),
+    ({"optimizer": forged(Adam, learning_rate=np.inf)}, ParameterError, "'learning_rate'"),
     ({"learning_rate": 0}, ParameterError, "'learning_rate' must be a finite number > 0"),
     ({"learning_rate": -0.1}, ParameterError, "'learning_rate'"),
     ({"learning_rate": np.nan}, ParameterError, "'learning_rate'"),
@@ -1984,19 +1984,23 @@ BAD = [
     ({"seed": True}, ParameterTypeError, "'seed'"),
     ({"y": [0, 1, -1, 0], "loss": "poisson"}, DataError, "'y' must be >= 0 with the loss 'poisson'"),
     ({"optimizer": "irprop", "batch_size": 2}, ParameterError, "'batch_size' must be None with the optimizer 'irprop'"),
-    ({"optimizer": IRprop(smallest_step=2, largest_step=1), "batch_size": None}, ParameterError, "'smallest_step'"),
+    (
+        {"optimizer": forged(IRprop, smallest_step=2, largest_step=1), "batch_size": None},
+        ParameterError,
+        "'smallest_step'",
+    ),
     (
         {"optimizer": "irprop", "batch_size": None, "schedule": "cosine"},
         ParameterError,
         "'schedule' must be 'constant'",
     ),
-    ({"optimizer": AdamW(weight_decay=-1)}, ParameterError, "'weight_decay'"),
-    ({"optimizer": RMSprop(decay=1.0)}, ParameterError, "'decay'"),
+    ({"optimizer": forged(AdamW, weight_decay=-1)}, ParameterError, "'weight_decay'"),
+    ({"optimizer": forged(RMSprop, decay=1.0)}, ParameterError, "'decay'"),
     ({"schedule": "cosinus"}, ParameterError, "did you mean 'cosine'"),
     ({"schedule": None}, ParameterTypeError, "'schedule'"),
     ({"schedule": Adam()}, ParameterTypeError, "'schedule'"),
     ({"schedule": CosineDecay(warmup=7), "epochs": 7}, ParameterError, r"less than the epochs of the schedule \(7\)"),
-    ({"schedule": ExponentialDecay(0.0)}, ParameterError, "'decay'"),
+    ({"schedule": forged(ExponentialDecay, decay=0.0)}, ParameterError, "'decay'"),
     ({"l2": -1e-9}, ParameterError, "'l2' must be a finite number >= 0"),
     ({"l2": np.inf}, ParameterError, "'l2'"),
     ({"l2": None}, ParameterTypeError, "'l2'"),

@@ -1,0 +1,44 @@
+"""The classes of all errors that fastbp raises on purpose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class FastbpError(Exception):
+    """Any error that fastbp raises on purpose."""
+
+
+class ParameterError(FastbpError, ValueError):
+    """A setting is of the right type but out of its range."""
+
+
+class ParameterTypeError(FastbpError, TypeError):
+    """An argument is of the wrong type."""
+
+
+class DataError(FastbpError, ValueError):
+    """X, y or another array has the wrong shape, dtype or values."""
+
+
+class ResourceError(FastbpError, MemoryError):
+    """The request needs more memory than the machine has."""
+
+
+class CheckpointError(FastbpError, ValueError):
+    """A file is damaged, of a later version, or not one that fastbp has saved."""
+
+
+class DivergenceError(FastbpError, ArithmeticError, ValueError):
+    """Loss or weights ceased to be finite in `epoch`, counted from 1; `result` ends with the last finite weights."""
+
+    def __init__(self, epoch: int, result: Any = None) -> None:
+        super().__init__(
+            f"loss or weights ceased to be finite in epoch {epoch}: 'learning_rate' is too large for this training, "
+            "or X, y or the first weights are; numbers near 1 are safe"
+        )
+        self.epoch = epoch
+        self.result = result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.epoch, self.result), self.__dict__  # the default would pass the message as the epoch
