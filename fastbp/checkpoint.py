@@ -123,8 +123,8 @@ def _encode(metadata: dict[str, Any], arrays: dict[str, Array]) -> bytes:
     text = json.dumps(envelope).encode()
     if len(text) > _MOST_METADATA:
         raise checks.ParameterError(
-            f"'class_weight' must have fewer classes to be saved: all settings may take {_MOST_METADATA:,} bytes, "
-            f"got {len(text):,}"
+            f"must have fewer classes to be saved: all settings may take {_MOST_METADATA:,} bytes, got {len(text):,}",
+            "class_weight",
         )
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:

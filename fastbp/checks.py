@@ -49,14 +49,14 @@ def choice(name: str, value: object, allowed: Iterable[str], condition: str = ""
     fastbp.errors.ParameterError: 'activation' must be one of 'identity', ..., got 'sigmiod'; did you mean 'sigmoid'?
     """
     names = tuple(allowed)
-    requirement = f"{name!r} must be one of {', '.join(map(repr, names))}{condition}"
+    requirement = f"must be one of {', '.join(map(repr, names))}{condition}"
     value = plain(value)
     if not isinstance(value, str):
-        raise ParameterTypeError(f"{requirement}, got {shown(value)}")
+        raise ParameterTypeError(f"{requirement}, got {shown(value)}", name)
     if value not in names:
         close = difflib.get_close_matches(value[:80].lower(), names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ParameterError(f"{requirement}, got {shown(value)}{hint}")
+        raise ParameterError(f"{requirement}, got {shown(value)}{hint}", name)
     return value
 
 
@@ -79,9 +79,9 @@ def hidden(value: object, name: str = "hidden") -> tuple[int, ...]:
     if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iu":
         value = value.tolist()
     if not isinstance(value, (list, tuple)):
-        raise ParameterTypeError(f"{name!r} must be an integer >= 1 or a sequence of them, got {shown(value)}")
+        raise ParameterTypeError(f"must be an integer >= 1 or a sequence of them, got {shown(value)}", name)
     if len(value) > _MOST_LAYERS:
-        raise ParameterError(f"{name!r} must have at most {_MOST_LAYERS} layers, got {shown(value)}")
+        raise ParameterError(f"must have at most {_MOST_LAYERS} layers, got {shown(value)}", name)
     return tuple(count(f"{name}[{i}]", width) for i, width in enumerate(value))
 
 
@@ -89,7 +89,7 @@ def sizes(value: object) -> tuple[int, ...]:
     """Units of each layer, inputs first: at least two counts."""
     units = hidden(value, "sizes")
     if len(units) < 2:
-        raise ParameterError(f"'sizes' must name at least inputs and outputs, got {len(units)} layer")
+        raise ParameterError(f"must name at least inputs and outputs, got {len(units)} layer", "sizes")
     return units
 
 
@@ -99,10 +99,10 @@ def activations(value: object, hidden_layers: int) -> tuple[str, ...]:
     if isinstance(value, str):
         return (choice("activation", value, choices.ELEMENTWISE),) * hidden_layers
     if not isinstance(value, (list, tuple)):
-        raise ParameterTypeError(f"'activation' must be a name or a list or tuple of names, got {shown(value)}")
+        raise ParameterTypeError(f"must be a name or a list or tuple of names, got {shown(value)}", "activation")
     if len(value) != hidden_layers:
         raise ParameterError(
-            f"'activation' must be one name or one per hidden layer ({hidden_layers}), got {len(value)}"
+            f"must be one name or one per hidden layer ({hidden_layers}), got {len(value)}", "activation"
         )
     return tuple(choice(f"activation[{i}]", name, choices.ELEMENTWISE) for i, name in enumerate(value))
 
@@ -120,7 +120,7 @@ def _settings(name: str, value: object, table: dict[str, Any], **replaced: Any) 
     # No subclasses: kernels read the fields, which a subclass could make disagree with what is checked here.
     if not any(type(settings) is kind for kind in table.values()):
         names, kinds = ", ".join(map(repr, table)), ", ".join(kind.__name__ for kind in table.values())
-        raise ParameterTypeError(f"{name!r} must be one of {names} or an instance of {kinds}, got {shown(value)}")
+        raise ParameterTypeError(f"must be one of {names} or an instance of {kinds}, got {shown(value)}", name)
     return dataclasses.replace(settings, **replaced)  # which checks them: copies and pickles are made without
 
 
@@ -150,7 +150,7 @@ def dropout(value: object, hidden_layers: int) -> tuple[float, ...]:
     each = isinstance(value, (list, tuple))
     rates = tuple(number(f"dropout[{i}]" if each else "dropout", v, at_least=0, below=1) for i, v in enumerate(values))
     if (each or any(rates)) and len(rates) != hidden_layers:
-        raise ParameterError(f"'dropout' must be one rate or one per hidden layer ({hidden_layers}), got {len(rates)}")
+        raise ParameterError(f"must be one rate or one per hidden layer ({hidden_layers}), got {len(rates)}", "dropout")
     return rates if any(rates) else ()
 
 
@@ -172,7 +172,7 @@ def normal(precision: np.dtype[Any], **numbers: float) -> None:
             rounded = precision.type(value)
         if (value > 0) != (rounded >= smallest) or (value < 1) != (rounded < 1) or not np.isfinite(rounded):
             needed = f"{precision}, 0 or at least {smallest:.3g} in size" if value < 1 else f"{precision}"
-            raise ParameterError(f"{name!r} must be representable in {needed}, got {value!r}")
+            raise ParameterError(f"must be representable in {needed}, got {value!r}", name)
 
 
 def dtype(value: object, X: object = None) -> np.dtype[Any]:
@@ -189,7 +189,7 @@ def dtype(value: object, X: object = None) -> np.dtype[Any]:
         if scalar is working or (scalar is float and working is np.float64):
             return np.dtype(working)
     error = ParameterError if isinstance(value, (type, np.dtype)) else ParameterTypeError
-    raise error(f"'dtype' must be one of 'float32', 'float64', got {shown(value)}")
+    raise error(f"must be one of 'float32', 'float64', got {shown(value)}", "dtype")
 
 
 def number_of_parameters(units: tuple[int, ...], bias: bool) -> int:
@@ -207,18 +207,18 @@ def parameters(params: Array, units: tuple[int, ...], bias: bool, *, writeable: 
     good = isinstance(params, np.ndarray) and params.dtype in (np.float32, np.float64) and params.dtype.isnative
     if not good or params.shape != (size,) or not params.flags.c_contiguous or params.flags.writeable < writeable:
         kind = "a writeable float array" if writeable else "a float array"
-        raise DataError(f"'network.params' must be {kind} of shape ({size},), got {shown(params)}")
+        raise DataError(f"must be {kind} of shape ({size},), got {shown(params)}", "network.params")
     finite("network.params", params, params.dtype)
 
 
 def replacement(value: object, params: Array) -> Array:
     """Return what shall be copied over the vector of parameters, given an array of its form; values may be any."""
     if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
-        raise DataError(f"'network.params' must be an ndarray without a mask, got {shown(value)}")
+        raise DataError(f"must be an ndarray without a mask, got {shown(value)}", "network.params")
     array = np.asarray(value)  # without the methods of a subclass
     if array.dtype != params.dtype or array.shape != params.shape or not array.flags.c_contiguous:
         required = f"a contiguous {params.dtype} array of shape {params.shape}"
-        raise DataError(f"'network.params' must be {required}, got {shown(value)}")
+        raise DataError(f"must be {required}, got {shown(value)}", "network.params")
     return array
 
 
@@ -230,14 +230,14 @@ def layer(name: str, value: object, dimensions: int) -> Array:
     """
     array = _array(name, value, np.dtype(float))
     if array.ndim != dimensions:
-        raise DataError(f"{name!r} must be {dimensions}-D, got shape {array.shape}")
+        raise DataError(f"must be {dimensions}-D, got shape {array.shape}", name)
     return finite(name, array, dtype(None, array))
 
 
 def instance(name: str, value: object, kind: type) -> None:
     """Check that the value is of this class."""
     if not issubclass(type(value), kind):  # not isinstance(), which believes what a mock says of its class
-        raise ParameterTypeError(f"{name!r} must be a {kind.__name__}, got {shown(value)}")
+        raise ParameterTypeError(f"must be a {kind.__name__}, got {shown(value)}", name)
 
 
 def alone(**settings: tuple[object, object]) -> None:
@@ -247,23 +247,23 @@ def alone(**settings: tuple[object, object]) -> None:
         bare = bare.item() if isinstance(bare, np.generic) else bare
         # Only plain values are compared: what a Series, a tensor or pd.NA answers has no truth.
         if value is not default and (type(bare) not in (str, bool, int, float, tuple) or bare != default):
-            raise ParameterError(f"{name!r} must be left out where 'network' is given, which brings its own")
+            raise ParameterError("must be left out where 'network' is given, which brings its own", name)
 
 
 def path(value: object) -> str:
     """Return the path of a file, given as a str or os.PathLike; a number would be taken for an open file."""
     value = plain(value)
     if not isinstance(value, (str, os.PathLike)):
-        raise ParameterTypeError(f"'path' must be a str or os.PathLike, got {shown(value)}")
+        raise ParameterTypeError(f"must be a str or os.PathLike, got {shown(value)}", "path")
     try:
         name = os.fsdecode(value)
         encoded = os.fsencode(name)
     except UnicodeError as error:
-        raise ParameterError("'path' must hold only characters that names of files can have here") from error
+        raise ParameterError("must hold only characters that names of files can have here", "path") from error
     except Exception as error:  # whatever a foreign __fspath__ raises
-        raise ParameterTypeError(f"'path' must have a name as str or bytes, got {shown(value)}") from error
+        raise ParameterTypeError(f"must have a name as str or bytes, got {shown(value)}", "path") from error
     if b"\0" in encoded:
-        raise ParameterError("'path' must not contain the character NUL")
+        raise ParameterError("must not contain the character NUL", "path")
     return name
 
 
@@ -281,14 +281,14 @@ def features(
     array = _array(name, X, dtype)
     if array.ndim != 2:
         hint = f"; {name}.reshape(-1, 1) makes a column of it" if array.ndim == 1 else ""
-        raise DataError(f"{name!r} must be 2-D (rows, columns), got shape {array.shape}{hint}")
+        raise DataError(f"must be 2-D (rows, columns), got shape {array.shape}{hint}", name)
     rows, columns = array.shape
     if rows < minimum_rows:
-        raise DataError(f"{name!r} must have at least {_plural(minimum_rows, 'row')}, got shape {array.shape}")
+        raise DataError(f"must have at least {_plural(minimum_rows, 'row')}, got shape {array.shape}", name)
     if inputs is not None and columns != inputs:
         raise DataError(f"{name} has {_plural(columns, 'column')}, the network has {_plural(inputs, 'input')}")
     if columns < 1:
-        raise DataError(f"{name!r} must have at least 1 column, got shape {array.shape}")
+        raise DataError(f"must have at least 1 column, got shape {array.shape}", name)
     return finite(name, array, dtype)
 
 
@@ -307,7 +307,7 @@ def targets(y: object, loss: str, n: int, outputs: int | None, dtype: np.dtype[A
     """
     array = _array(name, y, dtype)
     if array.ndim not in (1, 2) or array.shape[1:] == (0,):
-        raise DataError(f"{name!r} must have shape (rows,) or (rows, outputs), got shape {array.shape}")
+        raise DataError(f"must have shape (rows,) or (rows, outputs), got shape {array.shape}", name)
     if len(array) != n:
         X = "X" if name == "y" else "validation[0]"
         raise DataError(f"{X} has {_plural(n, 'row')}, {name} has {len(array)}")
@@ -333,13 +333,13 @@ def row_weights(value: object, n: int, dtype: np.dtype[Any], name: str = "sample
     """Return weights of rows as a finite array (n,) in the working dtype, none below 0 and one above."""
     array = _array(name, value, dtype)
     if array.shape != (n,):
-        raise DataError(f"{name!r} must have shape ({n},), a number for each row, got shape {array.shape}")
+        raise DataError(f"must have shape ({n},), a number for each row, got shape {array.shape}", name)
     weights = finite(name, array, dtype)
     _every(name, weights >= 0, "be >= 0")
     smallest = np.finfo(dtype).tiny  # kernels take less for 0
     _every(name, (weights == 0) | (weights >= smallest), f"be 0 or at least {smallest:.3g} in {dtype}")
     if not weights.any():
-        raise DataError(f"{name!r} must have a value above 0, got {_plural(n, 'zero')}")
+        raise DataError(f"must have a value above 0, got {_plural(n, 'zero')}", name)
     return weights
 
 
@@ -354,14 +354,14 @@ def class_weight(value: object) -> str | dict[int, float] | None:
         weights = zip(keys, value.values(), strict=True)
         return {key: number(f"class_weight[{key}]", weight, at_least=0) for key, weight in weights}
     if not isinstance(value, str):
-        raise ParameterTypeError(f"'class_weight' must be 'balanced' or a dict, got {shown(value)}")
+        raise ParameterTypeError(f"must be 'balanced' or a dict, got {shown(value)}", "class_weight")
     return choice("class_weight", value, ("balanced",), " or a dict of class numbers and weights")
 
 
 def class_weights(value: str | dict[int, float], loss: str, y: Array, weights: Array | None) -> Array:
     """Return weights of rows: of their classes, times `weights`; "balanced" gives all classes the same sum."""
     if loss not in choices.CLASSIFYING or (loss == "binary_cross_entropy" and y.shape[1] > 1):
-        raise ParameterError("'class_weight' must be left out where a row does not belong to one class")
+        raise ParameterError("must be left out where a row does not belong to one class", "class_weight")
     if loss == "cross_entropy":
         _every("y", y.max(axis=1) == 1, "hold class numbers where 'class_weight' is given")
     classes = y.argmax(axis=1) if loss == "cross_entropy" else y[:, 0].astype(np.intp)
@@ -371,7 +371,7 @@ def class_weights(value: str | dict[int, float], loss: str, y: Array, weights: A
     if isinstance(value, dict):
         for key, factor in value.items():
             if key >= number_of_classes:
-                raise ParameterError(f"'class_weight' must name classes in 0..{number_of_classes - 1}, got {key}")
+                raise ParameterError(f"must name classes in 0..{number_of_classes - 1}, got {key}", "class_weight")
             factors[key] = factor
     else:
         sums = np.bincount(classes, rows, number_of_classes)
@@ -386,7 +386,7 @@ def validation(value: object) -> float | None:
         return None
     if isinstance(value, (tuple, list, np.ndarray)):
         raise ParameterTypeError(
-            f"'validation' must be a share of the rows or a tuple (X, y) or (X, y, sample_weight), got {shown(value)}"
+            f"must be a share of the rows or a tuple (X, y) or (X, y, sample_weight), got {shown(value)}", "validation"
         )
     return number("validation", value, above=0, below=1)
 
@@ -404,22 +404,22 @@ def _array(name: str, value: object, dtype: np.dtype[Any]) -> Array:
     if type(value) is not np.ndarray and not issubclass(type(value), np.generic):  # a scalar of NumPy is an array
         value = plain(value)
     if attribute(value, "toarray") is not None:
-        raise ParameterTypeError(f"{name!r} must be dense, got {shown(value)}; convert it with .toarray()")
+        raise ParameterTypeError(f"must be dense, got {shown(value)}; convert it with .toarray()", name)
     listed = isinstance(value, (list, tuple))
     if isinstance(value, np.matrix) or not (listed or attribute(value, "__array__") is not None):
-        raise ParameterTypeError(f"{name!r} must be an array or a list of numbers, got {shown(value)}")
+        raise ParameterTypeError(f"must be an array or a list of numbers, got {shown(value)}", name)
     try:
         array = np.asarray(value)
     except Exception as error:  # ragged lists; whatever a foreign __array__ raises
         # Errors of type or state say what is wrong with the object; one of value may show data.
         said = f": {str(error)[:120]}" if type(error) in (TypeError, RuntimeError) and not listed else ""
         shape = " with rows of equal length" * listed
-        raise DataError(f"{name!r} must convert to an array{shape}, got {shown(value)}{said}") from error
+        raise DataError(f"must convert to an array{shape}, got {shown(value)}{said}", name) from error
     if array.dtype.kind not in "biuf":
         hint = "; convert with .astype(float)" if array.dtype.kind in "OSTU" else ""
         if hint and name in ("y", "validation[1]"):
             hint += ", or number class names with np.unique(y, return_inverse=True)[1]"
-        raise DataError(f"{name!r} must hold real numbers, got dtype {str(array.dtype)[:80]}{hint}")
+        raise DataError(f"must hold real numbers, got dtype {str(array.dtype)[:80]}{hint}", name)
     # np.asarray drops masks, and those of the rows of a list as well
     if isinstance(value, np.ma.MaskedArray):
         _every(name, ~np.ma.getmaskarray(value), "have no masked values")
@@ -466,7 +466,7 @@ def _one_hot(labels: Array, outputs: int | None, dtype: np.dtype[Any], name: str
     _every(name, (labels >= 0) & (labels <= last), f"hold class numbers in 0..{last}")
     classes = outputs or int(labels.max(initial=0)) + 1
     if classes < 2:
-        raise DataError(f"{name!r} must have at least 2 classes with the loss 'cross_entropy', got 1")
+        raise DataError("must have at least 2 classes with the loss 'cross_entropy', got 1", name)
     memory(labels.size * classes * dtype.itemsize, f"{name!r} as {_plural(classes, 'column')}")
     rows = np.zeros((labels.size, classes), dtype)
     rows[np.arange(labels.size), labels.astype(np.intp)] = 1
@@ -478,7 +478,7 @@ def _every(name: str, good: Array, requirement: str) -> None:
     bad = good.size - int(np.count_nonzero(good))
     if bad:
         first = [int(i) for i in np.unravel_index(int(np.argmin(good)), good.shape)]
-        raise DataError(f"{name!r} must {requirement}, got {bad} bad of {good.size}, the first at {first}")
+        raise DataError(f"must {requirement}, got {bad} bad of {good.size}, the first at {first}", name)
 
 
 def _plural(n: int, noun: str) -> str:

@@ -174,7 +174,7 @@ class SGD(Settings):
         """Check what no field can say alone."""
         Settings.__post_init__(self)  # super() does not know the class that `slots` makes anew
         if self.nesterov and self.momentum == 0:
-            raise ParameterError("'nesterov' must come with a 'momentum' > 0, got True with momentum 0")
+            raise ParameterError("must come with a 'momentum' > 0, got True with momentum 0", "nesterov")
 
     @property
     def code(self) -> int:
@@ -316,7 +316,7 @@ class IRprop(Settings):
         Settings.__post_init__(self)
         if self.smallest_step > self.largest_step:
             raise ParameterError(
-                f"'smallest_step' must be at most 'largest_step', got {self.smallest_step} and {self.largest_step}"
+                f"must be at most 'largest_step', got {self.smallest_step} and {self.largest_step}", "smallest_step"
             )
 
 
@@ -429,7 +429,7 @@ class CosineDecay(Settings):
         Settings.__post_init__(self)
         if self.epochs is not None and self.warmup >= self.epochs:
             raise ParameterError(
-                f"'warmup' must be less than the epochs of the schedule ({self.epochs}), got {self.warmup}"
+                f"must be less than the epochs of the schedule ({self.epochs}), got {self.warmup}", "warmup"
             )
 
 

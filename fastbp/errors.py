@@ -6,7 +6,16 @@ from typing import Any
 
 
 class FastbpError(Exception):
-    """Any error that fastbp raises on purpose."""
+    """Any error that fastbp raises on purpose; `name` is that of the argument at fault, None if there is not one.
+
+    >>> error = ParameterError("must be an integer >= 1, got 0", name="epochs")
+    >>> error.name, str(error)
+    ('epochs', "'epochs' must be an integer >= 1, got 0")
+    """
+
+    def __init__(self, message: str, name: str | None = None) -> None:
+        super().__init__(message if name is None else f"{name!r} {message}")
+        self.name = name
 
 
 class ParameterError(FastbpError, ValueError):
@@ -37,6 +46,7 @@ class DivergenceError(FastbpError, ArithmeticError, ValueError):
             f"loss or weights ceased to be finite in epoch {epoch}: 'learning_rate' is too large for this training, "
             "or X, y or the first weights are; numbers near 1 are safe"
         )
+        self.name = "learning_rate"
         self.epoch = epoch
         self.result = result
 

@@ -133,11 +133,12 @@ def from_sklearn(estimator: Any) -> Network:
     if not isinstance(estimator, _estimators("from_sklearn")):
         kind = type(estimator)
         raise checks.ParameterTypeError(
-            f"'estimator' must be scikit-learn's MLPClassifier or MLPRegressor, or a fitted one of fastbp.sklearn, "
-            f"got {kind.__module__}.{kind.__qualname__}"
+            f"must be scikit-learn's MLPClassifier or MLPRegressor, or a fitted one of fastbp.sklearn, "
+            f"got {kind.__module__}.{kind.__qualname__}",
+            "estimator",
         )
     if not hasattr(estimator, "coefs_"):
-        raise checks.ParameterError("'estimator' must be fitted, got one without 'coefs_'")
+        raise checks.ParameterError("must be fitted, got one without 'coefs_'", "estimator")
     names = {theirs: ours for ours, theirs in SKLEARN_ACTIVATIONS.items()}
     losses = {output: loss for loss, output in SKLEARN_OUTPUTS.items()}
     activation = names[checks.choice("estimator.activation", estimator.activation, names)]
@@ -239,18 +240,18 @@ def from_torch(
     array([1. , 2. , 0.5])
     """
     if not isinstance(state_dict, Mapping):
-        raise checks.ParameterTypeError(f"'state_dict' must be a mapping, got {type(state_dict).__name__}")
+        raise checks.ParameterTypeError(f"must be a mapping, got {type(state_dict).__name__}", "state_dict")
     layers: dict[int, dict[str, Array]] = {}
     for name, value in state_dict.items():
         match = _TORCH_NAME.fullmatch(name) if isinstance(name, str) else None
         if not match:
-            raise checks.ParameterError(f"'state_dict' must have names such as '0.weight', '0.bias', got {name!r:.80}")
+            raise checks.ParameterError(f"must have names such as '0.weight', '0.bias', got {name!r:.80}", "state_dict")
         values = value.detach().cpu() if hasattr(value, "detach") else value
         array = checks.layer(f"state_dict[{name}]", values, 2 if match[2] == "weight" else 1)
         layers.setdefault(int(match[1]), {})[match[2]] = array
     for number, layer in layers.items():
         if "weight" not in layer:
-            raise checks.ParameterError(f"'state_dict' must have '{number}.weight' beside '{number}.bias'")
+            raise checks.ParameterError(f"must have '{number}.weight' beside '{number}.bias'", "state_dict")
     ordered = [layer for _, layer in sorted(layers.items())]
     weights = [layer["weight"].T for layer in ordered]
     biases = [layer.get("bias", np.zeros(len(layer["weight"]), layer["weight"].dtype)) for layer in ordered]
@@ -277,9 +278,9 @@ def _settings(network: Network) -> dict[str, Any]:
         checks.choice(f"network.activations[{layer}]", name, SKLEARN_ACTIVATIONS, " for scikit-learn")
     if len(set(hidden)) > 1:
         names = ", ".join(map(repr, hidden))
-        raise checks.ParameterError(f"'network.activations' must be one for all hidden layers, got {names}")
+        raise checks.ParameterError(f"must be one for all hidden layers, got {names}", "network.activations")
     if loss == "cross_entropy" and network.sizes[-1] < 2:
-        raise checks.ParameterError("'network.sizes' must end with at least 2 outputs for a classifier, got 1")
+        raise checks.ParameterError("must end with at least 2 outputs for a classifier, got 1", "network.sizes")
     activation = SKLEARN_ACTIVATIONS[hidden[0]] if hidden else "relu"
     return {"hidden_layer_sizes": network.sizes[1:-1], "activation": activation}
 

@@ -24,12 +24,12 @@ def count(
     """
     given = plain(value)
     if isinstance(given, bool) or not (isinstance(given, int) or _of_numpy(given, "integer")):
-        raise ParameterTypeError(f"{name!r} {requirement} >= {minimum}, got {shown(given)}")
+        raise ParameterTypeError(f"{requirement} >= {minimum}, got {shown(given)}", name)
     result = operator.index(given)
     if result < minimum:
-        raise ParameterError(f"{name!r} {requirement} >= {minimum}, got {shown(given)}")
+        raise ParameterError(f"{requirement} >= {minimum}, got {shown(given)}", name)
     if result > maximum:
-        raise ParameterError(f"{name!r} {requirement} <= {maximum}, got {shown(given)}")
+        raise ParameterError(f"{requirement} <= {maximum}, got {shown(given)}", name)
     return result
 
 
@@ -50,10 +50,10 @@ def number(
     """
     limits = (">", above), (">=", at_least), ("<", below), ("<=", at_most)
     bounds = [f"{sign} {bound:g}" for sign, bound in limits if bound is not None]
-    requirement = f"{name!r} must be a finite number {' and '.join(bounds)}".rstrip()
+    requirement = f"must be a finite number {' and '.join(bounds)}".rstrip()
     given = plain(value)
     if isinstance(given, bool) or not (isinstance(given, (int, float)) or _of_numpy(given, "integer", "floating")):
-        raise ParameterTypeError(f"{requirement}, got {shown(given)}")
+        raise ParameterTypeError(f"{requirement}, got {shown(given)}", name)
     try:
         result = float(given)
     except OverflowError:  # an integer of more than 1024 bits
@@ -61,7 +61,7 @@ def number(
     inside = (above is None or result > above) and (at_least is None or result >= at_least)
     inside = inside and (below is None or result < below) and (at_most is None or result <= at_most)
     if not (math.isfinite(result) and inside):
-        raise ParameterError(f"{requirement}, got {shown(given)}")
+        raise ParameterError(f"{requirement}, got {shown(given)}", name)
     return result
 
 
@@ -69,7 +69,7 @@ def flag(name: str, value: object) -> bool:
     """Return True or False, of Python or NumPy; 0 and 1 are not flags."""
     value = plain(value)
     if not (isinstance(value, bool) or _of_numpy(value, "bool_")):
-        raise ParameterTypeError(f"{name!r} must be True or False, got {shown(value)}")
+        raise ParameterTypeError(f"must be True or False, got {shown(value)}", name)
     return bool(value)
 
 

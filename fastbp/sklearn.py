@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -64,8 +63,10 @@ def _named(names: dict[str, str] = _NAMES) -> Iterator[None]:
     try:
         yield
     except checks.FastbpError as error:
-        message = re.sub(r"'(\w+)'", lambda name: repr(names.get(name[1], name[1])), str(error), count=1)
-        error.args = (message,)
+        if error.name in names:
+            named = names[error.name]
+            error.args = (str(error).replace(repr(error.name), repr(named), 1),)
+            error.name = named
         raise
 
 
@@ -87,9 +88,9 @@ class _Views(list[Array]):
         if isinstance(layers, int):
             layers, values = range(layers, layers + 1), [values]
         if not isinstance(values, (list, tuple, np.ndarray)):
-            raise checks.ParameterTypeError(f"{self.name!r} must be a list of arrays, got {type(values).__name__}")
+            raise checks.ParameterTypeError(f"must be a list of arrays, got {type(values).__name__}", self.name)
         if len(values) != len(layers):
-            raise checks.DataError(f"{self.name!r} must be a list of {len(layers)} arrays, got {len(values)}")
+            raise checks.DataError(f"must be a list of {len(layers)} arrays, got {len(values)}", self.name)
         arrays = [self._checked(layer, value) for layer, value in zip(layers, values, strict=True)]
         for layer, array in zip(layers, arrays, strict=True):
             self[layer][...] = array
@@ -101,11 +102,11 @@ class _Views(list[Array]):
         name, view = f"{self.name}[{layer}]", self[layer]
         array = checks.layer(name, value, view.ndim)
         if array.shape != view.shape:
-            raise checks.DataError(f"{name!r} must have shape {view.shape}, got shape {array.shape}")
+            raise checks.DataError(f"must have shape {view.shape}, got shape {array.shape}", name)
         with np.errstate(over="ignore"):
             copy = array.astype(view.dtype)
         if not np.isfinite(copy).all():
-            raise checks.DataError(f"{name!r} must not overflow {view.dtype}")
+            raise checks.DataError(f"must not overflow {view.dtype}", name)
         return copy
 
 
@@ -230,7 +231,7 @@ class _Perceptron(BaseEstimator):
             held = tuple(parts[1::2])
             if (rows := len(held[0])) < 2:
                 raise checks.ParameterError(
-                    f"'validation_fraction' must give at least 2 rows, the validation set is too small, got {rows}"
+                    f"must give at least 2 rows, the validation set is too small, got {rows}", "validation_fraction"
                 )
             X, targets, *rest = parts[::2]
             weights = rest[0] if rest else None
@@ -306,7 +307,7 @@ class _Perceptron(BaseEstimator):
         for name, (now, before) in described.items():
             if now != before:
                 raise checks.ParameterError(
-                    f"{name!r} must be what the network was made with, {before!s}, to train it further, got {now!s}"
+                    f"must be what the network was made with, {before!s}, to train it further, got {now!s}", name
                 )
         return network.copy()
 
@@ -377,7 +378,7 @@ class _Perceptron(BaseEstimator):
     def _validation_rows(self) -> tuple[Array, ...]:
         if not isinstance(self.validation, tuple) or len(self.validation) not in (2, 3):
             raise checks.ParameterTypeError(
-                f"'validation' must be a tuple (X, y) or (X, y, sample_weight), got {type(self.validation).__name__}"
+                f"must be a tuple (X, y) or (X, y, sample_weight), got {type(self.validation).__name__}", "validation"
             )
         X, y, *weights = self.validation
         return *self._rows(X, y, False), *weights
@@ -485,7 +486,7 @@ class _Perceptron(BaseEstimator):
         if others and not weights.keys() >= set(labels):  # scikit-learn lets a part of the data lack a class
             other = next(label for label in weights if label in others)
             raise checks.ParameterError(
-                f"'class_weight' must name labels of classes, or all of them, got {other!r:.40}"
+                f"must name labels of classes, or all of them, got {other!r:.40}", "class_weight"
             )
         return {number: weights.get(label, 1.0) for number, label in enumerate(labels)}
 
@@ -518,7 +519,7 @@ class _Perceptron(BaseEstimator):
         given["dropout"] = bool(checks.dropout(self.dropout, len(network.sizes) - 2))
         for name, is_given in given.items():
             if is_given:
-                raise checks.ParameterError(f"{name!r} must be left out with the solver 'lbfgs'")
+                raise checks.ParameterError("must be left out with the solver 'lbfgs'", name)
         alpha, tol = checks.number("alpha", self.alpha, at_least=0), checks.number("tol", self.tol, at_least=0)
         class_weight = checks.class_weight(self._class_weight())
         with _named():
@@ -759,14 +760,14 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         """
         first = not hasattr(self, "network_")
         if first and classes is None:
-            raise checks.ParameterError("'classes' must be passed on the first call of 'partial_fit'")
+            raise checks.ParameterError("must be passed on the first call of 'partial_fit'", "classes")
         shape = (1,) if classes is None else np.shape(classes)
         if len(shape) != 1 or shape == (0,):
-            raise checks.ParameterError(f"'classes' must be a list of at least 1 label, got shape {shape}")
+            raise checks.ParameterError(f"must be a list of at least 1 label, got shape {shape}", "classes")
         if not first and classes is not None and not np.array_equal(np.unique(classes), self.classes_):
-            raise checks.ParameterError("'classes' must be the same as on the first call of 'partial_fit'")
+            raise checks.ParameterError("must be the same as on the first call of 'partial_fit'", "classes")
         if isinstance(self.class_weight, str):
-            raise checks.ParameterError("'class_weight' must be a dict or None for 'partial_fit', got a name")
+            raise checks.ParameterError("must be a dict or None for 'partial_fit', got a name", "class_weight")
         return self._partial_fit(X, y, sample_weight, classes)
 
     def predict(self, X: Any) -> Array:
@@ -850,30 +851,33 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
             self.classes_ = np.unique(y if classes is None else classes)
             self._label_binarizer: LabelBinarizer | None = None
         elif self._label_binarizer is not None:
-            raise checks.DataError("'y' must have a column for each label, as it had first, got shape (rows,)")
+            raise checks.DataError("must have a column for each label, as it had first, got shape (rows,)", "y")
         numbers = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
         unknown = np.count_nonzero(self.classes_[numbers] != y)
         if unknown:
-            raise checks.DataError(f"'y' must hold the classes that were given first, got {unknown} others of {len(y)}")
+            raise checks.DataError(
+                f"must hold the classes that were given first, got {unknown} others of {len(y)}", "y"
+            )
         missing = len(self.classes_) - len(np.unique(numbers)) if complete else 0
         if missing:
             raise checks.DataError(
-                f"'y' must hold all {len(self.classes_)} classes that were given first for a 'warm_start', "
-                f"got {len(self.classes_) - missing}"
+                f"must hold all {len(self.classes_)} classes that were given first for a 'warm_start', "
+                f"got {len(self.classes_) - missing}",
+                "y",
             )
         return X, numbers if len(self.classes_) > 2 else numbers[:, None]
 
     def _labels(self, y: Any, reset: bool, classes: Any) -> Array:
         """Return targets of several labels a row, and remember, if they are the first, whether they were sparse."""
         if type_of_target(y) != "multilabel-indicator":
-            raise checks.DataError("'y' must be 0 or 1 where a row has several labels, got more values than two")
+            raise checks.DataError("must be 0 or 1 where a row has several labels, got more values than two", "y")
         if reset:
             columns = np.arange(y.shape[1])
             if classes is not None and not np.array_equal(np.unique(classes), columns):
-                raise checks.ParameterError(f"'classes' must be 0..{y.shape[1] - 1}, a number for each column of 'y'")
+                raise checks.ParameterError(f"must be 0..{y.shape[1] - 1}, a number for each column of 'y'", "classes")
             self.classes_, self._label_binarizer = columns, LabelBinarizer().fit(y)
         elif self._label_binarizer is None:
-            raise checks.DataError(f"'y' must hold a class for each row, as it did first, got shape {y.shape}")
+            raise checks.DataError(f"must hold a class for each row, as it did first, got shape {y.shape}", "y")
         return y.toarray() if scipy.sparse.issparse(y) else y
 
     def _loss(self, targets: Array) -> str:

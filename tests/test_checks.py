@@ -1038,6 +1038,19 @@ def test_bad_argument_is_refused_by_class_and_message(check, value, error, fragm
     assert len(str(actual)) < 300
 
 
+@pytest.mark.parametrize(("check", "value", "error", "fragment"), REFUSED, ids=numbered(REFUSED))
+def test_error_carries_the_name_that_its_message_begins_with(check, value, error, fragment):
+    actual = outcome(check, value)
+    copies = [actual, pickle.loads(pickle.dumps(actual)), copy.copy(actual)]
+
+    assert [copied.name for copied in copies] == [actual.name] * 3
+    assert [str(copied) for copied in copies] == [str(actual)] * 3
+    if actual.name is None:  # it speaks of two, or of what is not an argument
+        assert error is ResourceError or re.match(r"\S+ has \d+ (rows?|columns?), ", str(actual))
+    else:
+        assert str(actual).startswith(f"'{actual.name}' ")
+
+
 # --- optimisers and schedules -------------------------------------------------------------------------------------
 
 FIELDS = [(kind, field) for kind in INTERVALS for field in INTERVALS[kind]]
@@ -1106,7 +1119,10 @@ def test_field_is_refused_beyond_the_ends_of_its_interval(kind, field):
     [
         (SGD, {"momentum": 2}, ParameterError, "'momentum' must be a finite number >= 0 and < 1, got 2"),
         (SGD, {"nesterov": 1}, ParameterTypeError, "'nesterov' must be True or False, got 1"),
-        (SGD, {"nesterov": True}, ParameterError, "'nesterov' must come with a 'momentum' > 0, got True with momentum 0"),
+        (
+            SGD, {"nesterov": True}, ParameterError,
+            "'nesterov' must come with a 'momentum' > 0, got True with momentum 0",
+        ),
         (AdamW, {"weight_decay": "0"}, ParameterTypeError, "'weight_decay' must be a finite number >= 0, got '0'"),
         (
             IRprop, {"smallest_step": 2, "largest_step": 1}, ParameterError,
