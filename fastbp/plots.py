@@ -140,13 +140,15 @@ def decision_boundary(network: Network, X: ArrayLike, y: ArrayLike, ax: Axes | N
     checks.instance("network", network, Network)
     inputs, outputs, output = network.sizes[0], network.sizes[-1], network.activations[-1]
     if inputs != 2:
-        raise checks.ParameterError(f"'network' must have 2 inputs, one for each axis, got {inputs}")
+        raise checks.ParameterError(f"must have 2 inputs, one for each axis, got {inputs}", "network")
     if outputs != 1 and output != "softmax":
-        raise checks.ParameterError(f"'network' must have one output or the output 'softmax', got {outputs} {output!r}")
+        raise checks.ParameterError(
+            f"must have one output or the output 'softmax', got {outputs} {output!r}", "network"
+        )
     X = checks.features(X, network.params.dtype, inputs)
     y = checks.targets(y, network.loss, len(X), outputs, network.params.dtype)
     if output == "sigmoid" and not ((y == 0) | (y == 1)).all():
-        raise checks.DataError("'y' must be 0 or 1 where the output of the network is 'sigmoid'")
+        raise checks.DataError("must be 0 or 1 where the output of the network is 'sigmoid'", "y")
     low, high = X.min(axis=0), X.max(axis=0)
     edge = np.where(high > low, _MARGIN * (high - low), 1)
     sides = np.linspace(low - edge, high + edge, _CELLS, dtype=X.dtype)

@@ -487,13 +487,13 @@ def resume(
     attendance = _attendance(callback, callback_every, progress, time_limit)
     share = checks.validation(validation)
     if share is not None or (settings.validation is not None and validation is not None):
-        raise checks.ParameterError("'validation' must be data or left out: a share of the rows is remembered")
+        raise checks.ParameterError("must be data or left out: a share of the rows is remembered", "validation")
     X = checks.features(X, precision, network.sizes[0])
     y = checks.targets(y, network.loss, len(X), network.sizes[-1], precision)
     weights = None if sample_weight is None else checks.row_weights(sample_weight, len(X), precision)
     data = _data(settings, network.loss, X, y, weights, validation)
     if bool(data.held) != ("validation_loss" in state.arrays):
-        raise checks.ParameterError("'validation' must be given if the training had data for it, and only then")
+        raise checks.ParameterError("must be given if the training had data for it, and only then", "validation")
     kept = state.arrays["best"] if state.arrays["totals"][BEST] < np.inf and state.arrays["best"].size else state.params
     if np.array_equal(network.params, kept):  # as the training left them: the best, or the last
         network.params[:] = state.params
@@ -520,7 +520,7 @@ class _Data(NamedTuple):
 
 def _attendance(callback: Any, callback_every: Any, progress: Any, time_limit: Any) -> Attendance:
     if callback is not None and not callable(callback):
-        raise checks.ParameterTypeError(f"'callback' must be callable, got {type(callback).__name__}")
+        raise checks.ParameterTypeError(f"must be callable, got {type(callback).__name__}", "callback")
     limit = None if time_limit is None else checks.number("time_limit", time_limit, above=0)
     every = checks.count("callback_every", callback_every)
     return Attendance(callback, every, checks.flag("progress", progress), limit)
@@ -538,11 +538,11 @@ def _data(settings: Settings, loss: str, X: Array, y: Array, weights: Array | No
         return _Data(X, y, weights, (held_X, held_y, held_weights), len(held_X))
     if settings.validation is None:
         if settings.watch == "score":
-            raise checks.ParameterError("'watch' must be 'loss' where there is no 'validation', got 'score'")
+            raise checks.ParameterError("must be 'loss' where there is no 'validation', got 'score'", "watch")
         return _Data(X, y, weights, None, 0)
     size = max(1, round(settings.validation * len(X)))
     if size >= len(X):
-        raise checks.ParameterError(f"'validation' must leave rows to train on, got {settings.validation} of {len(X)}")
+        raise checks.ParameterError(f"must leave rows to train on, got {settings.validation} of {len(X)}", "validation")
     return _Data(X, y, weights, None, size)
 
 
@@ -559,7 +559,9 @@ def _rows(settings: Settings, loss: str, data: _Data) -> tuple[Array, Array | No
         del order
         held, rows = (rows_of(X, y, weights, np.flatnonzero(part)) for part in (chosen, ~chosen))
         if not (held[:, -1].any() and rows[:, -1].any()):
-            raise checks.DataError("'sample_weight' must have a value above 0 among both parts of a 'validation' split")
+            raise checks.DataError(
+                "must have a value above 0 among both parts of a 'validation' split", "sample_weight"
+            )
     else:
         rows = rows_of(X, y, weights)
     if settings.class_weight is not None:
@@ -570,8 +572,9 @@ def _rows(settings: Settings, loss: str, data: _Data) -> tuple[Array, Array | No
     spread = _spread(held, inputs)
     if settings.watch == "score" and not any(spread):
         raise checks.DataError(
-            f"'validation' must hold rows of different targets where 'watch' is 'score', which is R^2: got targets "
-            f"that are all the same in {len(held)} row{'s' * (len(held) != 1)}"
+            f"must hold rows of different targets where 'watch' is 'score', which is R^2: got targets "
+            f"that are all the same in {len(held)} row{'s' * (len(held) != 1)}",
+            "validation",
         )
     return rows, held, spread
 
@@ -647,13 +650,14 @@ def _plans(
     if isinstance(settings.optimizer, IRprop):
         if batch_size < n:
             raise checks.ParameterError(
-                f"'batch_size' must be None with the optimizer 'irprop', which reads signs of whole gradients, "
-                f"got {batch_size}"
+                f"must be None with the optimizer 'irprop', which reads signs of whole gradients, got {batch_size}",
+                "batch_size",
             )
         if not isinstance(settings.schedule, choices.Constant):
             raise checks.ParameterError(
-                f"'schedule' must be 'constant' with the optimizer 'irprop', which needs no rate, "
-                f"got {type(settings.schedule).__name__}"
+                f"must be 'constant' with the optimizer 'irprop', which needs no rate, "
+                f"got {type(settings.schedule).__name__}",
+                "schedule",
             )
     watched = TRAINING_LOSS if not held else VALIDATION_LOSS if settings.watch == "loss" else VALIDATION_MISFIT
     plan = make_plan(
@@ -671,8 +675,9 @@ def _plans(
             factor = rate_factor(plan.schedule, plan.schedule_settings, done, float(state.arrays["totals"][FACTOR]))
         if factor * settings.optimizer.learning_rate < np.finfo(dtype).tiny:
             raise checks.ParameterError(
-                f"'epochs' must be 0, got {epochs}: after {done} epochs {settings.schedule} has brought the learning "
-                "rate to 0, and no weight would move"
+                f"must be 0, got {epochs}: after {done} epochs {settings.schedule} has brought the learning "
+                "rate to 0, and no weight would move",
+                "epochs",
             )
     shown = plan if settings.backend == "numba" else whole
     needed = _needed(shown, settings, data, dtype, done + epochs, state is not None)
@@ -688,7 +693,7 @@ def _run(
     params = network.params
     checks.parameters(params, network.sizes, network.bias, writeable=True)
     if params.dtype != data.X.dtype:
-        raise checks.DataError(f"'network.params' must stay {data.X.dtype}, got {params.dtype}")
+        raise checks.DataError(f"must stay {data.X.dtype}, got {params.dtype}", "network.params")
     checks.normal(params.dtype, huber_delta=network.huber_delta)
     plan, whole = _plans(network, settings, data, params.dtype, epochs, state)
     done = 0 if state is None else int(state.arrays["position"][EPOCH])
@@ -795,7 +800,7 @@ def _own_state(result: TrainResult) -> State:
         copies = {name: np.array(array) for name, array in arrays.items()}
         return _state(result.network, raw, np.array(params), copies)
     except Exception as error:  # it may hold anything
-        raise checks.DataError(f"'result.state' must be as a training left it, but {error}") from error
+        raise checks.DataError(f"must be as a training left it, but {error}", "result.state") from error
 
 
 def _state(network: Network, settings: dict[str, Any], last: Array, arrays: dict[str, Array]) -> State:
