@@ -8,58 +8,36 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fastbp.choices import (
+    SGD,
+    Adam,
+    AdamW,
+    Constant,
+    CosineDecay,
+    ExponentialDecay,
+    InverseScaling,
+    IRprop,
+    ReduceOnPlateau,
+    RMSprop,
+)
+from fastbp.errors import (
+    CheckpointError,
+    DataError,
+    DivergenceError,
+    FastbpError,
+    ParameterError,
+    ParameterTypeError,
+    ResourceError,
+)
+from fastbp.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from fastbp.choices import (
-        SGD,
-        Adam,
-        AdamW,
-        Constant,
-        CosineDecay,
-        ExponentialDecay,
-        InverseScaling,
-        IRprop,
-        ReduceOnPlateau,
-        RMSprop,
-    )
-    from fastbp.errors import (
-        CheckpointError,
-        DataError,
-        DivergenceError,
-        FastbpError,
-        ParameterError,
-        ParameterTypeError,
-        ResourceError,
-    )
     from fastbp.network import Network
     from fastbp.train import EpochState, TrainResult, resume, train
 
-__version__ = "0.1.0"
-
-_HOMES = {
-    "train": ["train", "resume", "TrainResult", "EpochState"],
-    "network": ["Network"],
-    "choices": [
-        "SGD",
-        "Adam",
-        "AdamW",
-        "RMSprop",
-        "IRprop",
-        "Constant",
-        "ExponentialDecay",
-        "InverseScaling",
-        "CosineDecay",
-        "ReduceOnPlateau",
-    ],
-    "errors": [
-        "FastbpError",
-        "ParameterError",
-        "ParameterTypeError",
-        "CheckpointError",
-        "DataError",
-        "ResourceError",
-        "DivergenceError",
-    ],
-}
+# Names that need NumPy, which `python -m fastbp --help` does without, and the modules that they are imported from when
+# they are first used.
+_LATER = {"EpochState": "train", "Network": "network", "TrainResult": "train", "resume": "train", "train": "train"}
 _ROOMS = ("export", "plots", "sklearn", "xor")
 __all__ = [
     "SGD",
@@ -88,15 +66,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name, or a module of names, when it is first used."""
+    """Import a name that needs NumPy, or a module of names, when it is first used."""
     if name in _ROOMS:
         return importlib.import_module(f"fastbp.{name}")
-    for home, names in _HOMES.items():
-        if name in names:
-            value = getattr(importlib.import_module(f"fastbp.{home}"), name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module 'fastbp' has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module 'fastbp' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"fastbp.{_LATER[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

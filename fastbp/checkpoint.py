@@ -17,7 +17,6 @@ import os
 import re
 import secrets
 import stat
-import sys
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -27,6 +26,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from fastbp import checks
+from fastbp.version import __version__
 
 Array = NDArray[Any]
 Path = str | os.PathLike[str]
@@ -117,7 +117,7 @@ def _encode(metadata: dict[str, Any], arrays: dict[str, Array]) -> bytes:
     envelope = {
         "format": _FORMAT,
         "version": _VERSION,
-        "fastbp": sys.modules["fastbp"].__version__,  # not imported, since imports run downwards
+        "fastbp": __version__,
         "metadata": metadata,
     }
     text = json.dumps(envelope).encode()

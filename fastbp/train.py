@@ -936,7 +936,10 @@ def _seen(network: Network, plan: Plan, memory: Memory) -> EpochState:
 
 
 class _CallableModule(ModuleType):
-    """Lets `fastbp.train(X, y)` work after `import fastbp.train`, which makes the name stand for this file."""
+    """Lets `fastbp.train(X, y)` work after `import fastbp.train`, which makes the name stand for this file.
+
+    It would not if the package imported the function at once: then `import fastbp` would need NumPy.
+    """
 
     __call__ = staticmethod(train)
 
