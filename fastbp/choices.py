@@ -136,7 +136,6 @@ class Settings:
 
 
 # --- optimisers -----------------------------------------------------------------------------------------------------
-# Kernels read the fields in their order.
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +331,6 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 
 # --- learning-rate schedules ----------------------------------------------------------------------------------------
 # Each gives the factor of the learning rate in epoch t, counted from 0; it is the same for all batches of an epoch.
-# Kernels read the fields in their order.
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,3 +473,22 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "cosine": CosineDecay,
     "reduce_on_plateau": ReduceOnPlateau,
 }
+
+
+# --- slots ----------------------------------------------------------------------------------------------------------
+# Where kernels find a setting in the array of an optimiser or a schedule: the fields of its class in their order.
+
+LEARNING_RATE = 0  # of every optimiser
+SGD_MOMENTUM, SGD_NESTEROV = 1, 2
+ADAM_BETA1, ADAM_BETA2, ADAM_EPSILON, ADAM_EPSILON_HAT = range(1, 5)
+ADAMW_WEIGHT_DECAY = 4  # and before it those of Adam
+RMSPROP_DECAY, RMSPROP_EPSILON = 1, 2
+IRPROP_INCREASE, IRPROP_DECREASE, IRPROP_SMALLEST_STEP, IRPROP_LARGEST_STEP = range(1, 5)
+
+EXPONENTIAL_DECAY_DECAY = 0
+INVERSE_SCALING_POWER, INVERSE_SCALING_PACE = 0, 1
+COSINE_EPOCHS, COSINE_WARMUP, COSINE_MINIMUM = range(3)
+REDUCE_ON_PLATEAU_FACTOR, REDUCE_ON_PLATEAU_PATIENCE, REDUCE_ON_PLATEAU_MIN_DELTA = range(3)
+REDUCE_ON_PLATEAU_MINIMUM, REDUCE_ON_PLATEAU_STOP = 3, 4
+
+SLOTS = max(len(fields(kind)) for kind in (*OPTIMIZERS.values(), *SCHEDULES.values()))

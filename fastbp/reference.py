@@ -15,28 +15,53 @@ from numpy.typing import NDArray
 from fastbp.choices import (
     ABSOLUTE_ERROR,
     ADAM,
+    ADAM_BETA1,
+    ADAM_BETA2,
+    ADAM_EPSILON,
+    ADAM_EPSILON_HAT,
     ADAMW,
+    ADAMW_WEIGHT_DECAY,
     BINARY_CROSS_ENTROPY,
     CONSTANT,
     COSINE,
+    COSINE_EPOCHS,
+    COSINE_MINIMUM,
+    COSINE_WARMUP,
     CROSS_ENTROPY,
     ELU,
     EXPONENTIAL,
     EXPONENTIAL_DECAY,
+    EXPONENTIAL_DECAY_DECAY,
     GELU,
     HUBER,
     INVERSE_SCALING,
+    INVERSE_SCALING_PACE,
+    INVERSE_SCALING_POWER,
     IRPROP,
+    IRPROP_DECREASE,
+    IRPROP_INCREASE,
+    IRPROP_LARGEST_STEP,
+    IRPROP_SMALLEST_STEP,
     KEEP_GRADIENT,
     LEAK,
     LEAKY_RELU,
+    LEARNING_RATE,
     MOMENTUM_SGD,
     OF_LOGITS,
     PLAIN_SGD,
     POISSON,
     REDUCE_ON_PLATEAU,
+    REDUCE_ON_PLATEAU_FACTOR,
+    REDUCE_ON_PLATEAU_MIN_DELTA,
+    REDUCE_ON_PLATEAU_MINIMUM,
+    REDUCE_ON_PLATEAU_PATIENCE,
+    REDUCE_ON_PLATEAU_STOP,
     RELU,
     RMSPROP,
+    RMSPROP_DECAY,
+    RMSPROP_EPSILON,
+    SGD_MOMENTUM,
+    SGD_NESTEROV,
     SIGMOID,
     SILU,
     SOFTMAX,
@@ -390,22 +415,24 @@ def step(plan: Any, memory: Any, scale: float, rate: Any) -> None:
     if plan.optimizer == PLAIN_SGD:
         plain_sgd(w, g, rate)
     elif plan.optimizer == MOMENTUM_SGD:
-        momentum_sgd(w, g, memory.first, rate, settings[1], bool(settings[2]))
+        momentum_sgd(w, g, memory.first, rate, settings[SGD_MOMENTUM], bool(settings[SGD_NESTEROV]))
     elif plan.optimizer in (ADAM, ADAMW):
-        beta1, beta2, epsilon, last = settings[1:5]
+        beta1, beta2, epsilon = settings[ADAM_BETA1], settings[ADAM_BETA2], settings[ADAM_EPSILON]
         totals[POWER1] *= beta1
         totals[POWER2] *= beta2
         root = np.sqrt(1 - totals[POWER2])
         corrected_rate, corrected_epsilon = cast(rate * root / (1 - totals[POWER1])), cast(epsilon * root)
         if plan.optimizer == ADAMW:
-            decay(plan, w, rate * last)
-        elif last:
+            decay(plan, w, rate * settings[ADAMW_WEIGHT_DECAY])
+        elif settings[ADAM_EPSILON_HAT]:
             corrected_epsilon = epsilon
         adam(w, g, memory.first, memory.second, corrected_rate, beta1, beta2, corrected_epsilon)
     elif plan.optimizer == RMSPROP:
-        rmsprop(w, g, memory.second, rate, *settings[1:3])
+        rmsprop(w, g, memory.second, rate, settings[RMSPROP_DECAY], settings[RMSPROP_EPSILON])
     elif plan.optimizer == IRPROP:
-        irprop(w, memory.gradient[: plan.parameters], memory.first, memory.second, *settings[1:5])  # as summed
+        bounds = settings[IRPROP_SMALLEST_STEP], settings[IRPROP_LARGEST_STEP]
+        factors = settings[IRPROP_INCREASE], settings[IRPROP_DECREASE]
+        irprop(w, memory.gradient[: plan.parameters], memory.first, memory.second, *factors, *bounds)  # as summed
     if plan.optimizer != KEEP_GRADIENT:
         memory.gradient[:] = 0
 
@@ -416,12 +443,11 @@ def step(plan: Any, memory: Any, scale: float, rate: Any) -> None:
 def rate_factor(schedule: int, settings: Array, epoch: int, reached: float) -> float:
     """Factor of the learning rate in an epoch, counted from 0; `reached` is that of REDUCE_ON_PLATEAU."""
     if schedule == EXPONENTIAL_DECAY:
-        return float(settings[0] ** epoch)
+        return float(settings[EXPONENTIAL_DECAY_DECAY] ** epoch)
     if schedule == INVERSE_SCALING:
-        exponent, pace = settings[:2]
-        return float((1 + pace * epoch) ** -exponent)
+        return float((1 + settings[INVERSE_SCALING_PACE] * epoch) ** -settings[INVERSE_SCALING_POWER])
     if schedule == COSINE:
-        epochs, warmup, minimum = settings[:3]
+        epochs, warmup, minimum = settings[COSINE_EPOCHS], settings[COSINE_WARMUP], settings[COSINE_MINIMUM]
         if epoch < warmup:
             return float((epoch + 1) / (warmup + 1))
         share = min(1, (epoch - warmup) / (epochs - warmup))
@@ -435,7 +461,7 @@ def rate_of(plan: Any, memory: Any) -> Any:
     """Learning rate of the epoch, in the working precision."""
     epoch, reached = int(memory.position[EPOCH]), memory.totals[FACTOR]
     factor = rate_factor(plan.schedule, plan.schedule_settings, epoch, reached)
-    return plan.settings.dtype.type(factor * plan.settings[0])
+    return plan.settings.dtype.type(factor * plan.settings[LEARNING_RATE])
 
 
 def judge(plan: Any, memory: Any, epoch: int) -> int:
@@ -453,14 +479,16 @@ def judge(plan: Any, memory: Any, epoch: int) -> int:
             memory.best[:] = memory.params
     stop = 0 <= plan.patience < position[STALE]
     if plan.schedule == REDUCE_ON_PLATEAU:
-        factor, patience, min_delta, minimum, stop_there = plan.schedule_settings
-        position[STALE_RATE] = 0 if figure < totals[BEST_RATE] - min_delta else position[STALE_RATE] + 1
+        settings = plan.schedule_settings
+        better = figure < totals[BEST_RATE] - settings[REDUCE_ON_PLATEAU_MIN_DELTA]
+        position[STALE_RATE] = 0 if better else position[STALE_RATE] + 1
         if figure < totals[BEST_RATE]:
             totals[BEST_RATE] = figure
-        if position[STALE_RATE] > patience:
+        if position[STALE_RATE] > settings[REDUCE_ON_PLATEAU_PATIENCE]:
             position[STALE_RATE] = 0
-            stop = stop or bool(stop_there and totals[FACTOR] <= minimum)
-            totals[FACTOR] *= factor if totals[FACTOR] > minimum else 1
+            reducible = totals[FACTOR] > settings[REDUCE_ON_PLATEAU_MINIMUM]
+            stop = stop or bool(settings[REDUCE_ON_PLATEAU_STOP] and not reducible)
+            totals[FACTOR] *= settings[REDUCE_ON_PLATEAU_FACTOR] if reducible else 1
     return STOPPED if stop else FINISHED
 
 

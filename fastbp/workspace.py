@@ -22,12 +22,14 @@ from fastbp.choices import (
     IRPROP,
     KEEP_GRADIENT,
     LEAKY_RELU,
+    LEARNING_RATE,
     LOSSES,
     MOMENTUM_SGD,
     OF_LOGITS,
     PLAIN_SGD,
     RELU,
     SIGMOID,
+    SLOTS,
     SOFTMAX,
     SQUARED_ERROR,
     TANH,
@@ -52,16 +54,19 @@ PIECE = 2**17  # numbers that one call of NumPy lays out, which takes some 0.2 m
 TRAINING_LOSS, VALIDATION_LOSS, VALIDATION_MISFIT = range(3)
 
 # Places in Memory.position: where the next call goes on, and epochs that were no better than the best before.
-EPOCH, ROW, PANEL, STALE, STALE_RATE = range(5)
+POSITION_PLACES = 5
+EPOCH, ROW, PANEL, STALE, STALE_RATE = range(POSITION_PLACES)
 
 # Places in Memory.totals: sums over the rows seen in this epoch, of its weights in this batch and in the epoch; beta1^t
 # and beta2^t of Adam; the best figure of early stopping and of ReduceOnPlateau, and the factor that the latter reached.
-LOSS, ERROR, POWER1, POWER2, MISFIT, BATCH_WEIGHT, WEIGHT, BEST, BEST_RATE, FACTOR = range(10)
+TOTALS_PLACES = 10
+LOSS, ERROR, POWER1, POWER2, MISFIT, BATCH_WEIGHT, WEIGHT, BEST, BEST_RATE, FACTOR = range(TOTALS_PLACES)
 
 HISTORY = ("loss", "error", "validation_loss", "validation_error", "validation_misfit")  # of a Memory, an epoch each
 
 # Places in Memory.scalars, through which numbers pass from float64 to the working precision.
-SCALE, RATE, REST1, REST2, CORRECTED_RATE, CORRECTED_EPSILON = range(6)
+SCALARS_PLACES = 6
+SCALE, RATE, REST1, REST2, CORRECTED_RATE, CORRECTED_EPSILON = range(SCALARS_PLACES)
 
 
 class Plan(NamedTuple):
@@ -77,13 +82,13 @@ class Plan(NamedTuple):
     huber_delta: float
     biases: bool
     optimizer: int
-    settings: Array  # (5,) learning rate, then what the optimiser names
+    settings: Array  # (SLOTS,) those of the optimiser, in the slots that choices.py names
     l2: float
     clip_norm: float  # largest norm of a gradient; 0 for any
     dropout: Array  # (layers,) share of the units of a layer that a sample does without
     apart: NDArray[np.int64]  # (layers,) whether what its slope is written with has a memory apart from activations
     schedule: int
-    schedule_settings: NDArray[np.float64]  # (5,) what the schedule names
+    schedule_settings: NDArray[np.float64]  # (SLOTS,) those of the schedule
     batch_size: int
     mean: bool  # whether the gradient of a batch is divided by the weight of its rows
     weighted: bool  # whether rows have weights other than 1
@@ -127,14 +132,14 @@ class Memory(NamedTuple):
     none: Array  # (widest layer, layers, at least V) zeros, where there is no bias and no dropout
     counting: NDArray[np.int64]  # (V,) 0, 1, 2, ...
     order: NDArray[np.int64]  # (n,) rows in the order of the epoch, if shuffled
-    scalars: Array  # (6,) numbers on their way from float64
+    scalars: Array  # (SCALARS_PLACES,) numbers on their way from float64
     data: Array  # (block, F, S) rows gathered for a block
     activations: Array  # (layers, block, O, S)
     kept: Array  # (layers, block, O, S) what slopes are written with, in the layers where that is apart
     deltas: Array  # (layers, block, O, S)
     scratch: Array  # (block, S, C) deltas of a layer, transposed
-    position: NDArray[np.int64]  # (5,)
-    totals: NDArray[np.float64]  # (10,)
+    position: NDArray[np.int64]  # (POSITION_PLACES,)
+    totals: NDArray[np.float64]  # (TOTALS_PLACES,)
     space: NDArray[np.float64]  # (8,) one vector of float64
     loss: NDArray[np.float64]  # (epochs,)
     error: NDArray[np.float64]  # (epochs,)
@@ -228,13 +233,13 @@ def _plan(
         huber_delta=huber_delta,
         biases=bias,
         optimizer=optimizer.code if optimizer else KEEP_GRADIENT,
-        settings=_five(_fields(optimizer) if optimizer else (), dtype),
+        settings=_slots(optimizer, dtype),
         l2=l2,
         clip_norm=clip_norm,
         dropout=rates,
         apart=apart,
         schedule=schedule.code,
-        schedule_settings=_five(_fields(schedule), np.float64),
+        schedule_settings=_slots(schedule, np.float64),
         batch_size=batch_size,
         mean=mean,
         weighted=weighted,
@@ -259,14 +264,14 @@ def starts_of(sizes: tuple[int, ...], bias: bool) -> list[int]:
     return list(itertools.accumulate(parameters, initial=0))
 
 
-def _fields(settings: Optimizer | Schedule) -> tuple[Any, ...]:
-    """The values of the fields in their order; dataclasses.astuple copies each, for 10 us."""
-    return tuple(getattr(settings, field.name) for field in dataclasses.fields(settings))
-
-
-def _five(numbers: tuple[Any, ...], dtype: Any) -> Array:
-    """Up to five numbers, filled up with zeros."""
-    return np.array([*numbers, 0, 0, 0, 0, 0][:5], dtype)
+def _slots(settings: Optimizer | Schedule | None, dtype: Any) -> Array:
+    """The values of the fields in their order, filled up with zeros."""
+    slots = np.zeros(SLOTS, dtype)
+    if settings:
+        # dataclasses.astuple would copy each value, for 10 us
+        values = [getattr(settings, field.name) for field in dataclasses.fields(settings)]
+        slots[: len(values)] = values  # raises if there are more
+    return slots
 
 
 def forward_sizes(plan: Plan, lanes: int) -> tuple[int, int, int]:
@@ -313,7 +318,7 @@ def make_memory(plan: Plan, params: Array, epochs: int) -> Memory:
     """Memory to train for so many epochs, with these parameters, which the kernel updates in place."""
     dtype, sizes = params.dtype, memory_sizes(plan, params.dtype, epochs)
     data, activations, none = forward_memory(plan, dtype)
-    totals = np.zeros(10)
+    totals = np.zeros(TOTALS_PLACES)
     totals[[POWER1, POWER2, FACTOR]], totals[[BEST, BEST_RATE]] = 1, np.inf
     memory = Memory(
         params=params,
@@ -321,17 +326,17 @@ def make_memory(plan: Plan, params: Array, epochs: int) -> Memory:
         none=none,
         counting=np.arange(VECTOR_BYTES // dtype.itemsize),
         order=np.empty(sizes["order"], np.int64),
-        scalars=aligned(6, dtype),
+        scalars=aligned(SCALARS_PLACES, dtype),
         data=data,
         activations=activations,
         **{name: aligned(sizes[name], dtype) for name in ("kept", "deltas", "scratch")},
-        position=np.zeros(5, np.int64),
+        position=np.zeros(POSITION_PLACES, np.int64),
         totals=totals,
-        space=aligned(8, np.dtype(np.float64)),
+        space=aligned(VECTOR_BYTES // 8, np.dtype(np.float64)),
         **{name: np.zeros(sizes[name]) for name in HISTORY},
     )
     if plan.optimizer == IRPROP:
-        memory.second[:] = plan.settings[0]
+        memory.second[:] = plan.settings[LEARNING_RATE]
     return memory
 
 

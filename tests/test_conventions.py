@@ -1,6 +1,7 @@
 """The house rules, read from the code itself. Tests iterate over what they find, so a new module tests itself."""
 
 import ast
+import dataclasses
 import doctest
 import importlib
 import os
@@ -16,7 +17,7 @@ import pytest
 from helpers import ROOT, output_of
 
 import fastbp
-from fastbp import choices
+from fastbp import choices, workspace
 
 TREES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "fastbp").glob("*.py"))}
 
@@ -118,6 +119,24 @@ CODES = {
     "INVERSE_SCALING": 2,
     "COSINE": 3,
     "REDUCE_ON_PLATEAU": 4,
+}
+# Where kernels read a setting: the place of its field, under the name of the code and its own.
+SETTINGS = [*choices.OPTIMIZERS.values(), *choices.SCHEDULES.values()]
+SLOTS = {"LEARNING_RATE": 0, "SLOTS": max(len(dataclasses.fields(kind)) for kind in SETTINGS)} | {
+    f"{code}_{field.name}".upper(): place
+    for code, kind in {
+        "SGD": choices.SGD,
+        "ADAM": choices.Adam,
+        "ADAMW": choices.AdamW,
+        "RMSPROP": choices.RMSprop,
+        "IRPROP": choices.IRprop,
+        "EXPONENTIAL_DECAY": choices.ExponentialDecay,
+        "INVERSE_SCALING": choices.InverseScaling,
+        "COSINE": choices.CosineDecay,
+        "REDUCE_ON_PLATEAU": choices.ReduceOnPlateau,
+    }.items()
+    for place, field in enumerate(dataclasses.fields(kind))
+    if field.name != "learning_rate"
 }
 NAMES = {
     "ACTIVATIONS": {
@@ -417,11 +436,32 @@ def test_kernel_has_a_twin_in_the_reference(module, name, node):
 # --- codes --------------------------------------------------------------------------------------------------------
 
 
+def constants():
+    return {name: value for name, value in vars(choices).items() if name.isupper() and isinstance(value, int)}
+
+
 def test_codes_are_append_only():
     expected = CODES
-    actual = {name: value for name, value in vars(choices).items() if name.isupper() and isinstance(value, int)}
+    actual = {name: value for name, value in constants().items() if name not in SLOTS}
 
     assert actual == expected
+
+
+def test_slots_are_the_places_of_the_fields():
+    expected = {name: place for name, place in SLOTS.items() if name in constants()}
+    actual = {name: place for name, place in constants().items() if name in SLOTS}
+
+    assert actual == expected
+    assert SLOTS.keys() - actual.keys() == {"ADAMW_BETA1", "ADAMW_BETA2", "ADAMW_EPSILON"}  # those of Adam
+    assert all(dataclasses.fields(kind)[0].name == "learning_rate" for kind in choices.OPTIMIZERS.values())
+
+
+def test_settings_that_do_not_fit_are_refused(monkeypatch):
+    network = fastbp.Network((2, 3, 1))
+    monkeypatch.setattr("fastbp.workspace.SLOTS", 4)
+
+    with pytest.raises(ValueError, match="could not broadcast"):
+        workspace.make_plan(network, 7, 7, fastbp.Adam(learning_rate=0.123))
 
 
 @pytest.mark.parametrize("family", NAMES)
