@@ -6,11 +6,15 @@ Numba takes half a second to import, and NumPy a tenth: a command imports what i
 from __future__ import annotations
 
 import argparse
+import itertools
+import contextlib
+import logging
 import os
 import platform
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import fastbp
 from fastbp.choices import BACKENDS
@@ -87,10 +91,39 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Compiling(logging.Handler):
+    """Prints when compiling begins, and in the same line the seconds that it took."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print what the log says: the name of the function, and at the end the seconds."""
+        name, *seconds = record.args or ()
+        text = f" {seconds[0]:.1f} s\n" if seconds else f"Compiling {name}, once; this takes some seconds ..."
+        print(text, end="", flush=True)
+
+
 def _xor(options: argparse.Namespace) -> None:
     from fastbp import xor
 
-    xor.report(options.backend, options.epochs, options.seed, options.hidden)
+    with contextlib.nullcontext() if options.backend == "numpy" else _telling(_Compiling()):
+        xor.report(options.backend, options.epochs, options.seed, options.hidden)
+
+
+@contextlib.contextmanager
+def _telling(handler: logging.Handler) -> Iterator[None]:
+    """Have a handler say that code is compiled, in place of the notice on stderr."""
+    from fastbp import jit
+
+    log = logging.getLogger(jit.__name__)
+    before = jit.NOTICE_SECONDS, log.level
+    jit.NOTICE_SECONDS = threading.TIMEOUT_MAX
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before[1])
+        jit.NOTICE_SECONDS = before[0]
 
 
 def _info(_: argparse.Namespace) -> None:
@@ -133,13 +166,17 @@ def _warmup(_: argparse.Namespace) -> None:
         return
     # Two versions of each entry serve every network and every data set of a precision: one for what most need, one for
     # everything.
-    for dtype in ("float32", "float64"):
-        for version, activation in (("lean", "relu"), ("full", "elu")):
+    with _telling(logging.NullHandler()):
+        for dtype, (version, activation) in itertools.product(
+            ("float32", "float64"), (("lean", "relu"), ("full", "elu"))
+        ):
+            print(f"{dtype} {version} train    ", end="", flush=True)
             result = train(X, y, 1, activation=activation, epochs=0, dtype=dtype)
-            print(f"{dtype} {version} train    {result.compile_seconds:5.2f} s", flush=True)
+            print(f"{result.compile_seconds:5.2f} s")
+            print(f"{dtype} {version} predict  ", end="", flush=True)
             began = time.perf_counter()
             result.network.predict(X)
-            print(f"{dtype} {version} predict  {time.perf_counter() - began:5.2f} s", flush=True)
+            print(f"{time.perf_counter() - began:5.2f} s")
     print(f"cache: {jit.cache_directory() or 'off, nothing was kept'}")
 
 

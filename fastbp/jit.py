@@ -15,12 +15,16 @@ Whatever goes wrong, the function is compiled as if there were no cache, with on
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import pickle
 import sys
+import threading
+import time
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -40,6 +44,9 @@ config: Any = numba.config  # filled from the environment when Numba is imported
 njit: Any = numba.njit  # its types know nothing of the two options of kernels
 
 DISABLED = bool(config.DISABLE_JIT)  # NUMBA_DISABLE_JIT=1: functions stay Python's, which tiles cannot be
+NOTICE_SECONDS = 1.0  # of compiling, after which a terminal is told what it waits for
+
+_log = logging.getLogger(__name__)
 
 
 class LinkedLibrary(JITCodeLibrary):
@@ -134,7 +141,36 @@ def entry(function: Function) -> Function:
     compiled = njit(**OPTIONS)(function)
     if not DISABLED and function.__module__.startswith(f"{__package__}."):
         compiled._cache = GuardedCache(function)  # what Dispatcher.enable_caching() does, with another class
+        compiled._compiler.compile = announced(function.__name__)(compiled._compiler.compile)
     return cast(Function, compiled)
+
+
+@contextlib.contextmanager
+def announced(name: str) -> Iterator[None]:
+    """Log that an entry is compiled, and how long it took; tell a terminal as soon as that is long.
+
+    Named here and not where the cache finds nothing, since compiling may also end by an error or by Ctrl-C.
+    """
+    _log.info("compiling %s", name)
+    began = time.perf_counter()
+    timer = threading.Timer(NOTICE_SECONDS, _tell_terminal)
+    timer.daemon = True
+    with contextlib.suppress(RuntimeError):  # no further thread can be started, as at the end of Python
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if timer.ident:
+            timer.join()  # a fork right after it would warn of a second thread
+    _log.info("compiled %s in %.2f s", name, time.perf_counter() - began)
+
+
+def _tell_terminal() -> None:
+    with contextlib.suppress(Exception):  # stderr may be None, closed, or anything else that a program puts there
+        if sys.stderr.isatty():
+            sys.stderr.write("fastbp: compiling kernels, once; this takes some seconds ...\n")
+            sys.stderr.flush()
 
 
 def cache_directory() -> Path | None:

@@ -16,6 +16,7 @@ from helpers import assert_once_at_most, environment, python
 from numpy.testing import assert_allclose
 
 import fastbp
+from fastbp import __main__, jit
 from fastbp.choices import BACKENDS
 
 LOSSES = {
@@ -166,6 +167,18 @@ def test_no_command_means_xor(table, cache):
 def test_kernels_are_much_faster_than_the_reference(cache, warmup):
     """A floor, not a benchmark."""
     assert_once_at_most(1 / 50, lambda: 1 / float(row(run(NUMBA_CACHE_DIR=cache), "ratio")))
+
+
+def test_program_says_itself_what_it_compiles_and_for_how_long(capsys):
+    before = jit.NOTICE_SECONDS
+    with __main__._telling(__main__._Compiling()):
+        compiled = jit.announced("run_words")(abs)(-3)
+        assert jit.NOTICE_SECONDS > 1e6  # and stderr says nothing
+    jit.announced("predict_words")(abs)(-3)
+
+    assert compiled == 3
+    assert capsys.readouterr() == ("Compiling run_words, once; this takes some seconds ... 0.0 s\n", "")
+    assert before == jit.NOTICE_SECONDS
 
 
 def test_times_are_printed_apart(table):

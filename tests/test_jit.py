@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -441,3 +442,74 @@ def test_division_by_zero_is_infinite():
     actual = jit.entry(lambda x: 1.0 / x)(0.0)
 
     assert actual == expected
+
+
+# --- what is said -------------------------------------------------------------------------------------------------
+
+# What stands for stderr, and the seconds of compiling after which it is told.
+SAYS = """
+import io, json, logging, sys, threading, warnings
+from tiny import jit
+from tiny.outer import answer
+
+class Stderr(io.StringIO):
+    isatty = lambda self: {terminal}
+
+class Records(logging.Handler):
+    def emit(self, record):
+        texts.append(record.getMessage())
+
+texts = []
+logging.getLogger("tiny.jit").addHandler(Records())
+logging.getLogger("tiny.jit").setLevel("INFO")
+stderr, kept, jit.NOTICE_SECONDS = {stderr}, sys.stderr, {seconds}
+sys.stderr = stderr
+try:
+    answer({value})
+except Exception as error:
+    texts.append(type(error).__name__)
+sys.stderr = kept
+assert threading.active_count() == 1
+print(json.dumps([stderr and stderr.getvalue(), texts]))
+"""
+NOTICE = "fastbp: compiling kernels, once; this takes some seconds ...\n"
+NEVER = "threading.TIMEOUT_MAX"
+
+
+def said(package, cache, terminal=True, stderr="Stderr()", seconds="0", value="3.0", **variables):
+    """Return what a call says on stderr, and to the log with all figures as 0."""
+    code = SAYS.format(terminal=terminal, stderr=stderr, seconds=seconds, value=value)
+    shown, texts = json.loads(python(package, cache, code, **variables))
+    return shown, [re.sub(r"\d+\.\d\d", "0.00", text) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, NOTICE),
+        ({"FASTBP_CACHE": "0"}, NOTICE),
+        ({"seconds": NEVER}, ""),
+        ({"terminal": False}, ""),
+        ({"terminal": "1 / 0"}, ""),
+        ({"stderr": "None"}, None),
+    ],
+    ids=str,
+)
+def test_first_call_says_that_it_compiles(settings, expected, package, tmp_path):
+    actual, logged = said(package, tmp_path, **settings)
+
+    assert actual == expected
+    assert logged == ["compiling answer", "compiled answer in 0.00 s"]
+
+
+def test_nothing_is_said_of_code_from_the_cache(package, tmp_path):
+    said(package, tmp_path)
+
+    assert said(package, tmp_path) == ("", [])
+
+
+def test_compiling_that_fails_is_not_said_to_have_ended(package, tmp_path):
+    shown, logged = said(package, tmp_path, seconds=NEVER, value="'text'")
+
+    assert shown == ""
+    assert logged == ["compiling answer", "TypingError"]
