@@ -17,6 +17,22 @@ EPSILON = {dtype: float(np.finfo(dtype).eps) for dtype in (np.float64, np.float3
 # Of what is smaller, few digits are left in a product.
 TINY = {dtype: 2.0**-1000 if np.dtype(dtype) == np.float64 else 2.0**-120 for dtype in EPSILON}
 
+# What the notebook prints: losses by their epochs, and to 8 digits the weights at the end and the last predictions.
+NOTEBOOK_LOSSES = {
+    1000: 0.39557039180027914,
+    2000: 0.268978650120054,
+    3000: 0.20877501367079165,
+    4000: 0.17388635703099511,
+    5000: 0.15095324126862225,
+    6000: 0.13460178571028433,
+    7000: 0.12227213430243797,
+    8000: 0.11258998461667526,
+    9000: 0.10475002443046719,
+    10000: 0.09824792584007563,
+}
+NOTEBOOK_WEIGHTS = [0.90571962, 7.32475086, 0.90572643, 7.32731531, -27.46354604, 21.74964594]
+NOTEBOOK_PREDICTIONS = [0.05432736, 0.89823995, 0.89824011, 0.13514441]
+
 
 # --- processes ------------------------------------------------------------------------------------------------------
 

@@ -12,25 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import assert_once_at_most, environment, python
+from helpers import NOTEBOOK_LOSSES, assert_once_at_most, environment, python
 from numpy.testing import assert_allclose
 
 import fastbp
 from fastbp import __main__, jit
 from fastbp.choices import BACKENDS
 
-LOSSES = {
-    1000: 0.39557039180027914,
-    2000: 0.268978650120054,
-    3000: 0.20877501367079165,
-    4000: 0.17388635703099511,
-    5000: 0.15095324126862225,
-    6000: 0.13460178571028433,
-    7000: 0.12227213430243797,
-    8000: 0.11258998461667526,
-    9000: 0.10475002443046719,
-    10000: 0.09824792584007563,
-}
 FIGURES = """
 Final hidden weights:
 [[0.90571962 7.32475086]
@@ -140,7 +128,7 @@ def test_warmup_says_that_nothing_is_compiled_without_compiler():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_losses_are_the_notebook_s(table, backend):
-    expected = LOSSES
+    expected = NOTEBOOK_LOSSES
     actual = {epoch: float(loss) for epoch, loss in losses(table[backend]).items()}
 
     assert list(actual) == list(expected)

@@ -16,7 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from helpers import assert_once_at_most, forged, output_of, python, ratio_of_seconds
+from helpers import (
+    NOTEBOOK_LOSSES,
+    NOTEBOOK_PREDICTIONS,
+    NOTEBOOK_WEIGHTS,
+    assert_once_at_most,
+    forged,
+    output_of,
+    python,
+    ratio_of_seconds,
+)
 from scipy.special import huber, xlogy
 from sklearn.linear_model import Ridge
 from sklearn.metrics import accuracy_score, r2_score
@@ -66,20 +75,6 @@ NOTEBOOK = {
     "epochs": 10_000,
     "seed": 42,
 }
-NOTEBOOK_LOSSES = [
-    0.39557039180027914,
-    0.268978650120054,
-    0.20877501367079165,
-    0.17388635703099511,
-    0.15095324126862225,
-    0.13460178571028433,
-    0.12227213430243797,
-    0.11258998461667526,
-    0.10475002443046719,
-    0.09824792584007563,
-]
-NOTEBOOK_WEIGHTS = [0.90571962, 7.32475086, 0.90572643, 7.32731531, -27.46354604, 21.74964594]
-NOTEBOOK_PREDICTIONS = [0.05432736, 0.89823995, 0.89824011, 0.13514441]
 
 
 def task(loss, rows=37, inputs=3):
@@ -113,7 +108,7 @@ def notebook(request):
 
 
 def test_notebook_losses_are_reproduced(notebook):
-    expected = NOTEBOOK_LOSSES
+    expected = list(NOTEBOOK_LOSSES.values())
     actual = notebook.error[999::1000]
 
     np.testing.assert_allclose(actual, expected, rtol=1e-13)
