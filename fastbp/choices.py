@@ -154,6 +154,11 @@ class SGD(Settings):
     nesterov : bool, default False
         Needs a momentum above 0.
 
+    Raises
+    ------
+    ParameterError, ParameterTypeError
+        If a parameter is out of its range or of the wrong type, or `nesterov` comes without a momentum.
+
     References
     ----------
     Sutskever, Martens, Dahl and Hinton, "On the importance of initialization and momentum in deep learning",
@@ -196,6 +201,11 @@ class Adam(Settings):
     epsilon_hat : bool, default False
         Whether epsilon is added before the mean square is corrected for its beginning at zero, as scikit-learn does.
 
+    Raises
+    ------
+    ParameterError, ParameterTypeError
+        If a parameter is out of its range or of the wrong type.
+
     References
     ----------
     Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1; with `epsilon_hat` the end of
@@ -230,6 +240,11 @@ class AdamW(Settings):
     weight_decay : float, default 0.01
         At least 0.
 
+    Raises
+    ------
+    ParameterError, ParameterTypeError
+        If a parameter is out of its range or of the wrong type.
+
     References
     ----------
     Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019, algorithm 2.
@@ -261,6 +276,11 @@ class RMSprop(Settings):
     epsilon : float, default 1e-8
         Added to the root, above 0.
 
+    Raises
+    ------
+    ParameterError, ParameterTypeError
+        If a parameter is out of its range or of the wrong type.
+
     References
     ----------
     Tieleman and Hinton, "Lecture 6.5: rmsprop", Neural Networks for Machine Learning, 2012.
@@ -291,6 +311,11 @@ class IRprop(Settings):
         Factors of a step: at least 1, and in (0, 1).
     smallest_step, largest_step : float, default 1e-6 and 50.0
         Bounds of a step, above 0.
+
+    Raises
+    ------
+    ParameterError, ParameterTypeError
+        If a parameter is out of its range or of the wrong type, or `smallest_step` is above `largest_step`.
 
     References
     ----------
@@ -355,6 +380,11 @@ class ExponentialDecay(Settings):
     decay : float, default 0.98
         In (0, 1].
 
+    Raises
+    ------
+    ParameterError, ParameterTypeError
+        If a parameter is out of its range or of the wrong type.
+
     Examples
     --------
     >>> ExponentialDecay(0.9)
@@ -375,6 +405,11 @@ class InverseScaling(Settings):
         Above 0.
     pace : float, default 1.0
         Above 0. The number of rows gives scikit-learn's "invscaling".
+
+    Raises
+    ------
+    ParameterError, ParameterTypeError
+        If a parameter is out of its range or of the wrong type.
 
     References
     ----------
@@ -406,6 +441,11 @@ class CosineDecay(Settings):
         Epochs of the rise, fewer than `epochs`.
     minimum : float, default 0.0
         Factor at the end, in [0, 1].
+
+    Raises
+    ------
+    ParameterError, ParameterTypeError
+        If a parameter is out of its range or of the wrong type, or `warmup` is not less than `epochs`.
 
     References
     ----------
@@ -450,6 +490,11 @@ class ReduceOnPlateau(Settings):
         At this share of the learning rate or below, at most 1, it is not reduced further.
     stop : bool, default False
         Whether training then stops instead.
+
+    Raises
+    ------
+    ParameterError, ParameterTypeError
+        If a parameter is out of its range or of the wrong type.
 
     Examples
     --------
