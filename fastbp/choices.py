@@ -66,7 +66,7 @@ ACTIVATIONS = {
     "exponential": Activation(EXPONENTIAL, "exp(z)", "a"),
 }
 ELEMENTWISE = tuple(name for name in ACTIVATIONS if name != "softmax")
-OF_LOGITS = (GELU, SILU)  # whose slopes are written with z
+OF_LOGITS = tuple(row.code for row in ACTIVATIONS.values() if "z" in row.slope)  # so their logits are kept
 
 LOSSES = {
     "squared_error": Loss(SQUARED_ERROR, "1/2 sum (p - y)^2", ELEMENTWISE),

@@ -420,16 +420,15 @@ class _Perceptron(BaseEstimator):
             with _named(_OBJECTS):
                 return checks.optimizer(self.solver)
         solver = checks.choice("solver", self.solver, (*OPTIMIZERS, "lbfgs"))
+        kind, parameters = OPTIMIZERS[solver], self.get_params()
+        names = {field.name: _NAMES.get(field.name, field.name) for field in dataclasses.fields(kind)}
+        told = {field: parameters[name] for field, name in names.items() if name in parameters}
         with _named():
-            if solver == "sgd":
-                nesterov = bool(self.nesterovs_momentum) and checks.number("momentum", self.momentum) != 0
-                return SGD(self.learning_rate_init, self.momentum, nesterov)
-            if solver == "rmsprop":
-                return choices.RMSprop(self.learning_rate_init, epsilon=self.epsilon)
-            if solver == "irprop":
-                return choices.IRprop(self.learning_rate_init)
-            numbers = self.learning_rate_init, self.beta_1, self.beta_2, self.epsilon
-            return choices.AdamW(*numbers) if solver == "adamw" else choices.Adam(*numbers, epsilon_hat=True)
+            if kind is SGD:
+                told["nesterov"] = self.nesterovs_momentum and checks.number("momentum", self.momentum) != 0
+            elif kind is choices.Adam:
+                told["epsilon_hat"] = True
+            return kind(**told)
 
     def _patience(self) -> Any:
         patience = self.n_iter_no_change

@@ -90,76 +90,51 @@ PUBLIC = {
 
 # Saved networks and compiled code on disk hold these numbers: rows may be added, never changed.
 CODES = {
-    "IDENTITY": 0,
-    "SIGMOID": 1,
-    "TANH": 2,
-    "RELU": 3,
-    "LEAKY_RELU": 4,
-    "SOFTMAX": 5,
-    "ELU": 6,
-    "GELU": 7,
-    "SILU": 8,
-    "SOFTPLUS": 9,
-    "EXPONENTIAL": 10,
-    "SQUARED_ERROR": 0,
-    "BINARY_CROSS_ENTROPY": 1,
-    "CROSS_ENTROPY": 2,
-    "ABSOLUTE_ERROR": 3,
-    "HUBER": 4,
-    "POISSON": 5,
-    "KEEP_GRADIENT": 0,
-    "PLAIN_SGD": 1,
-    "MOMENTUM_SGD": 2,
-    "ADAM": 3,
-    "RMSPROP": 4,
-    "IRPROP": 5,
-    "ADAMW": 6,
-    "CONSTANT": 0,
-    "EXPONENTIAL_DECAY": 1,
-    "INVERSE_SCALING": 2,
-    "COSINE": 3,
-    "REDUCE_ON_PLATEAU": 4,
-}
-# Where kernels read a setting: the place of its field, under the name of the code and its own.
-SETTINGS = [*choices.OPTIMIZERS.values(), *choices.SCHEDULES.values()]
-SLOTS = {"LEARNING_RATE": 0, "SLOTS": max(len(dataclasses.fields(kind)) for kind in SETTINGS)} | {
-    f"{code}_{field.name}".upper(): place
-    for code, kind in {
-        "SGD": choices.SGD,
-        "ADAM": choices.Adam,
-        "ADAMW": choices.AdamW,
-        "RMSPROP": choices.RMSprop,
-        "IRPROP": choices.IRprop,
-        "EXPONENTIAL_DECAY": choices.ExponentialDecay,
-        "INVERSE_SCALING": choices.InverseScaling,
-        "COSINE": choices.CosineDecay,
-        "REDUCE_ON_PLATEAU": choices.ReduceOnPlateau,
-    }.items()
-    for place, field in enumerate(dataclasses.fields(kind))
-    if field.name != "learning_rate"
-}
-NAMES = {
     "ACTIVATIONS": {
-        "identity": 0,
-        "sigmoid": 1,
-        "tanh": 2,
-        "relu": 3,
-        "leaky_relu": 4,
-        "softmax": 5,
-        "elu": 6,
-        "gelu": 7,
-        "silu": 8,
-        "softplus": 9,
-        "exponential": 10,
+        "IDENTITY": 0,
+        "SIGMOID": 1,
+        "TANH": 2,
+        "RELU": 3,
+        "LEAKY_RELU": 4,
+        "SOFTMAX": 5,
+        "ELU": 6,
+        "GELU": 7,
+        "SILU": 8,
+        "SOFTPLUS": 9,
+        "EXPONENTIAL": 10,
     },
     "LOSSES": {
-        "squared_error": 0,
-        "binary_cross_entropy": 1,
-        "cross_entropy": 2,
-        "absolute_error": 3,
-        "huber": 4,
-        "poisson": 5,
+        "SQUARED_ERROR": 0,
+        "BINARY_CROSS_ENTROPY": 1,
+        "CROSS_ENTROPY": 2,
+        "ABSOLUTE_ERROR": 3,
+        "HUBER": 4,
+        "POISSON": 5,
     },
+    "optimisers": {
+        "KEEP_GRADIENT": 0,
+        "PLAIN_SGD": 1,
+        "MOMENTUM_SGD": 2,
+        "ADAM": 3,
+        "RMSPROP": 4,
+        "IRPROP": 5,
+        "ADAMW": 6,
+    },
+    "schedules": {
+        "CONSTANT": 0,
+        "EXPONENTIAL_DECAY": 1,
+        "INVERSE_SCALING": 2,
+        "COSINE": 3,
+        "REDUCE_ON_PLATEAU": 4,
+    },
+}
+# Where kernels read a setting: the place of its field, under its name after that of the code.
+SETTINGS = {name.upper(): kind for name, kind in (choices.OPTIMIZERS | choices.SCHEDULES).items()}
+SLOTS = {"LEARNING_RATE": 0, "SLOTS": max(len(dataclasses.fields(kind)) for kind in SETTINGS.values())} | {
+    f"{'EXPONENTIAL_DECAY' if name == 'EXPONENTIAL' else name}_{field.name.upper()}": place
+    for name, kind in SETTINGS.items()
+    for place, field in enumerate(dataclasses.fields(kind))
+    if field.name != "learning_rate"
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -441,7 +416,7 @@ def constants():
 
 
 def test_codes_are_append_only():
-    expected = CODES
+    expected = {name: code for family in CODES.values() for name, code in family.items()}
     actual = {name: value for name, value in constants().items() if name not in SLOTS}
 
     assert actual == expected
@@ -464,9 +439,9 @@ def test_settings_that_do_not_fit_are_refused(monkeypatch):
         workspace.make_plan(network, 7, 7, fastbp.Adam(learning_rate=0.123))
 
 
-@pytest.mark.parametrize("family", NAMES)
+@pytest.mark.parametrize("family", ["ACTIVATIONS", "LOSSES"])
 def test_names_keep_their_codes(family):
-    expected = NAMES[family]
+    expected = {name.lower(): code for name, code in CODES[family].items()}
     actual = {name: row.code for name, row in getattr(choices, family).items()}
 
     assert actual == expected
