@@ -6,8 +6,8 @@ Numba takes half a second to import, and NumPy a tenth: a command imports what i
 from __future__ import annotations
 
 import argparse
-import itertools
 import contextlib
+import itertools
 import logging
 import os
 import platform
