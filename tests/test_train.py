@@ -2348,7 +2348,7 @@ BAD_STATES = {
     "batch_size 0": (with_setting(batch_size=0), "'batch_size' must be"),
     "seed": (with_setting(seed=-1), "'seed' must be"),
     "dropout": (with_setting(dropout=(0.5, 2.0)), r"'dropout\[1\]' must be"),
-    "optimizer": (with_setting(optimizer=Adam(epsilon=0.0)), "'epsilon' must be"),
+    "optimizer": (with_setting(optimizer=forged(Adam, epsilon=0.0)), "'epsilon' must be"),
     "subnormal": (with_setting(l2=1e-320), "'l2' must be representable"),
     "no settings": (lambda state: state._replace(settings=None), "has no attribute"),
     "no state": (lambda state: None, "unpack"),
