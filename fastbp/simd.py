@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import llvmlite.binding
 import numpy as np
@@ -29,7 +29,7 @@ from numba.core.imputils import lower_getattr_generic
 from numba.core.registry import cpu_target
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.extending import intrinsic, lower_builtin, register_model, type_callable
-from numba.np.numpy_support import from_dtype
+from numpy.typing import NDArray
 
 VECTOR_BITS = 512
 INT32, INT64, BYTES = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
@@ -557,14 +557,15 @@ class Bundle(types.Type):
 
     def __init__(self, kind: type, precision: types.Type, full: bool) -> None:
         self.full = full
-        named = {int: types.int64, float: types.float64, bool: types.boolean}
-        self.fields = {}
-        for name, hint in get_type_hints(kind).items():
-            if hint in named:
-                self.fields[name] = named[hint]
-            else:
-                (element,) = get_args(get_args(hint)[1])  # of NDArray[element]
-                self.fields[name] = types.CPointer(precision if element is Any else from_dtype(np.dtype(element)))
+        kinds = {
+            int: types.int64,
+            float: types.float64,
+            bool: types.boolean,
+            NDArray[np.int64]: types.CPointer(types.int64),
+            NDArray[np.float64]: types.CPointer(types.float64),
+            NDArray[Any]: types.CPointer(precision),
+        }
+        self.fields = {name: kinds[hint] for name, hint in get_type_hints(kind).items()}
         super().__init__(f"Bundle({kind.__name__}, {precision}, {full})")
 
 
