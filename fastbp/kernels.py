@@ -20,28 +20,53 @@ import numpy as np
 from fastbp.choices import (
     ABSOLUTE_ERROR,
     ADAM,
+    ADAM_BETA1,
+    ADAM_BETA2,
+    ADAM_EPSILON,
+    ADAM_EPSILON_HAT,
     ADAMW,
+    ADAMW_WEIGHT_DECAY,
     BINARY_CROSS_ENTROPY,
     CONSTANT,
     COSINE,
+    COSINE_EPOCHS,
+    COSINE_MINIMUM,
+    COSINE_WARMUP,
     CROSS_ENTROPY,
     ELU,
     EXPONENTIAL,
     EXPONENTIAL_DECAY,
+    EXPONENTIAL_DECAY_DECAY,
     GELU,
     HUBER,
     INVERSE_SCALING,
+    INVERSE_SCALING_PACE,
+    INVERSE_SCALING_POWER,
     IRPROP,
+    IRPROP_DECREASE,
+    IRPROP_INCREASE,
+    IRPROP_LARGEST_STEP,
+    IRPROP_SMALLEST_STEP,
     KEEP_GRADIENT,
     LEAK,
     LEAKY_RELU,
+    LEARNING_RATE,
     MOMENTUM_SGD,
     OF_LOGITS,
     PLAIN_SGD,
     POISSON,
     REDUCE_ON_PLATEAU,
+    REDUCE_ON_PLATEAU_FACTOR,
+    REDUCE_ON_PLATEAU_MIN_DELTA,
+    REDUCE_ON_PLATEAU_MINIMUM,
+    REDUCE_ON_PLATEAU_PATIENCE,
+    REDUCE_ON_PLATEAU_STOP,
     RELU,
     RMSPROP,
+    RMSPROP_DECAY,
+    RMSPROP_EPSILON,
+    SGD_MOMENTUM,
+    SGD_NESTEROV,
     SIGMOID,
     SILU,
     SOFTMAX,
@@ -383,32 +408,37 @@ def step(plan, memory, scale):
         totals[LOSS] += penalty(plan, w, g)
     if plan.clip_norm > 0:
         if_full(plan, None, clip, plan, g, scale)
-    cast[SCALE], cast[REST1], cast[REST2] = scale, 1 - settings[1], 1 - settings[2]
+    cast[SCALE] = scale
     if plan.optimizer == PLAIN_SGD:
         plain_sgd(P, w, g, cast[SCALE], cast[RATE])
     elif plan.optimizer == MOMENTUM_SGD:
-        momentum_sgd(P, w, g, memory.first, cast[SCALE], cast[RATE], settings[1], settings[2] != 0)
+        momentum, nesterov = settings[SGD_MOMENTUM], settings[SGD_NESTEROV] != 0
+        momentum_sgd(P, w, g, memory.first, cast[SCALE], cast[RATE], momentum, nesterov)
     elif plan.optimizer in (ADAM, ADAMW):
-        totals[POWER1] *= settings[1]  # beta1^t
-        totals[POWER2] *= settings[2]  # beta2^t
+        beta1, beta2, epsilon = settings[ADAM_BETA1], settings[ADAM_BETA2], settings[ADAM_EPSILON]
+        totals[POWER1] *= beta1  # beta1^t
+        totals[POWER2] *= beta2  # beta2^t
         # first / (1 - beta1^t) over sqrt(second / (1 - beta2^t)) + epsilon: taken out of the loop, the corrections
         # spare it two divisions.
         root = np.sqrt(1 - totals[POWER2])
-        cast[CORRECTED_RATE], cast[CORRECTED_EPSILON] = cast[RATE] * root / (1 - totals[POWER1]), settings[3] * root
+        cast[CORRECTED_RATE], cast[CORRECTED_EPSILON] = cast[RATE] * root / (1 - totals[POWER1]), epsilon * root
+        cast[REST1], cast[REST2] = 1 - beta1, 1 - beta2
         if plan.optimizer == ADAMW:
-            if_full(plan, None, decay, plan, w, cast[RATE] * settings[4])
-        elif settings[4] != 0:
-            cast[CORRECTED_EPSILON] = settings[3]
+            if_full(plan, None, decay, plan, w, cast[RATE] * settings[ADAMW_WEIGHT_DECAY])
+        elif settings[ADAM_EPSILON_HAT] != 0:
+            cast[CORRECTED_EPSILON] = epsilon
         adam(
-            P, w, g, memory.first, memory.second, cast[SCALE], cast[CORRECTED_RATE], settings[1], settings[2],
-            cast[REST1], cast[REST2], cast[CORRECTED_EPSILON],
+            P, w, g, memory.first, memory.second, cast[SCALE], cast[CORRECTED_RATE], beta1, beta2, cast[REST1],
+            cast[REST2], cast[CORRECTED_EPSILON],
         )  # fmt: skip
     elif plan.optimizer == RMSPROP:
-        rest = cast[REST1]
-        if_full(plan, None, rmsprop, P, w, g, memory.second, cast[SCALE], cast[RATE], settings[1], rest, settings[2])
+        beta, epsilon = settings[RMSPROP_DECAY], settings[RMSPROP_EPSILON]
+        cast[REST1] = 1 - beta
+        if_full(plan, None, rmsprop, P, w, g, memory.second, cast[SCALE], cast[RATE], beta, cast[REST1], epsilon)
     elif plan.optimizer == IRPROP:
-        increase, decrease, least, most = settings[1], settings[2], settings[3], settings[4]
-        if_full(plan, None, irprop, P, w, g, memory.first, memory.second, increase, decrease, least, most)
+        increase, decrease = settings[IRPROP_INCREASE], settings[IRPROP_DECREASE]
+        smallest, largest = settings[IRPROP_SMALLEST_STEP], settings[IRPROP_LARGEST_STEP]
+        if_full(plan, None, irprop, P, w, g, memory.first, memory.second, increase, decrease, smallest, largest)
 
 
 # --- activations ------------------------------------------------------------------------------------------------------
@@ -743,14 +773,14 @@ def adam(P, w, g, first, second, scale, rate, beta1, beta2, rest1, rest2, epsilo
 
 
 @kernel
-def rmsprop(P, w, g, second, scale, rate, decay, rest, epsilon):
-    """second = decay second + (1 - decay) g^2; w -= rate g / (sqrt(second) + epsilon): Tieleman and Hinton 2012.
+def rmsprop(P, w, g, second, scale, rate, beta, rest, epsilon):
+    """second = beta second + (1 - beta) g^2; w -= rate g / (sqrt(second) + epsilon): Tieleman and Hinton 2012.
 
-    rest is 1 - decay.  Writes w, second, and zeros into g. All (P,).
+    rest is 1 - beta.  Writes w, second, and zeros into g. All (P,).
     """
     for q in range(P):
         g_q = scale * g[q]
-        second[q] = decay * second[q] + rest * (g_q * g_q)
+        second[q] = beta * second[q] + rest * (g_q * g_q)
         w[q] -= rate * g_q / (np.sqrt(second[q]) + epsilon)
         g[q] = 0
 
@@ -894,15 +924,16 @@ def judge(plan, memory, epoch):
                 memory.best[q] = memory.params[q]
     if position[STALE] > plan.patience >= 0:
         status = STOPPED
-    if plan.schedule == REDUCE_ON_PLATEAU:  # factor, patience, min_delta, minimum, whether to stop there
-        position[STALE_RATE] = 0 if figure < totals[BEST_RATE] - settings[2] else position[STALE_RATE] + 1
+    if plan.schedule == REDUCE_ON_PLATEAU:
+        least = totals[BEST_RATE] - settings[REDUCE_ON_PLATEAU_MIN_DELTA]
+        position[STALE_RATE] = 0 if figure < least else position[STALE_RATE] + 1
         if figure < totals[BEST_RATE]:
             totals[BEST_RATE] = figure
-        if position[STALE_RATE] > settings[1]:
+        if position[STALE_RATE] > settings[REDUCE_ON_PLATEAU_PATIENCE]:
             position[STALE_RATE] = 0
-            if totals[FACTOR] > settings[3]:
-                totals[FACTOR] *= settings[0]
-            elif settings[4] > 0:
+            if totals[FACTOR] > settings[REDUCE_ON_PLATEAU_MINIMUM]:
+                totals[FACTOR] *= settings[REDUCE_ON_PLATEAU_FACTOR]
+            elif settings[REDUCE_ON_PLATEAU_STOP] > 0:
                 status = STOPPED
     return status
 
@@ -914,21 +945,22 @@ def set_rate(plan, memory, epoch):
     if plan.schedule != CONSTANT:
         reached, space = memory.totals[FACTOR], memory.space
         factor = if_full(plan, 1.0, rate_factor, plan.schedule, plan.schedule_settings, epoch, reached, space)
-    memory.scalars[RATE] = factor * plan.settings[0]
+    memory.scalars[RATE] = factor * plan.settings[LEARNING_RATE]
 
 
 @kernel
 def rate_factor(schedule, settings, epoch, reached, space):
     """Factor of the learning rate in an epoch, counted from 0; `reached` is that of REDUCE_ON_PLATEAU."""
-    if schedule == EXPONENTIAL_DECAY:  # decay
-        return power(settings[0], np.float64(epoch), space)
-    if schedule == INVERSE_SCALING:  # power, pace
-        return power(1.0 + settings[1] * epoch, -settings[0], space)
-    if schedule == COSINE:  # epochs, warmup, minimum
-        if epoch < settings[1]:
-            return (epoch + 1.0) / (settings[1] + 1.0)
-        share = (epoch - settings[1]) / (settings[0] - settings[1])
-        return settings[2] + (1.0 - settings[2]) * 0.5 * (1.0 + cosine(share if share < 1.0 else 1.0))
+    if schedule == EXPONENTIAL_DECAY:
+        return power(settings[EXPONENTIAL_DECAY_DECAY], np.float64(epoch), space)
+    if schedule == INVERSE_SCALING:
+        return power(1.0 + settings[INVERSE_SCALING_PACE] * epoch, -settings[INVERSE_SCALING_POWER], space)
+    if schedule == COSINE:
+        epochs, warmup, minimum = settings[COSINE_EPOCHS], settings[COSINE_WARMUP], settings[COSINE_MINIMUM]
+        if epoch < warmup:
+            return (epoch + 1.0) / (warmup + 1.0)
+        share = (epoch - warmup) / (epochs - warmup)
+        return minimum + (1.0 - minimum) * 0.5 * (1.0 + cosine(share if share < 1.0 else 1.0))
     if schedule == REDUCE_ON_PLATEAU:
         return reached
     return 1.0
