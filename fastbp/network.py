@@ -532,10 +532,10 @@ class Network:
         memory = make_memory(plan, params, 1)
         compute, rows = engine("numba"), rows_of(X, y, weights)
         data = panels_of(rows, plan) if compute.PANELS else rows.ravel()
-        left = plan.blocks_per_epoch
+        run, left = compute.bind(plan, memory, data, data[:0]), plan.blocks_per_epoch
         blocks = max(1, CALL_WORK // (3 * plan.block * plan.width * self._work()))  # of one call, as in `predict`
         for _ in range(0, left, blocks):
-            compute.run(plan, memory, data, data[:0], min(blocks, left))
+            run(min(blocks, left))
             left -= blocks
         weight = len(X) if weights is None else float(weights.sum(dtype=np.float64))
         return float(memory.loss[0]), memory.gradient[: params.size] / weight

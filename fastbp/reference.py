@@ -6,7 +6,9 @@ that data is always the rows themselves. It is what the kernels are tested again
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -606,6 +608,11 @@ def run(plan: Any, memory: Any, data: Array, validation: Array, blocks: int) -> 
             if status != FINISHED:
                 return status
     return FINISHED
+
+
+def bind(plan: Any, memory: Any, data: Array, validation: Array) -> Callable[[int], int]:
+    """`run` as a function of the blocks alone."""
+    return functools.partial(run, plan, memory, data, validation)
 
 
 def predict(plan: Any, params: Array, data: Array, order: NDArray[np.int64], *memory: Array) -> int:

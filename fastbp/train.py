@@ -715,7 +715,8 @@ def _run(
         for name in HISTORY:
             getattr(memory, name)[:done] = state.arrays.get(name, ())
     compile_began = time.perf_counter()
-    compute.run(plan, memory, panels, validation, 0)
+    run = compute.bind(plan, memory, panels, validation)
+    run(0)
     compile_seconds += time.perf_counter() - compile_began
     _log.info("kernels ready after %.2f s", compile_seconds)
 
@@ -736,7 +737,7 @@ def _run(
     every = attendance.callback_every if attendance.callback else None
     training_began = time.perf_counter()
     with Progress(epochs, attendance.progress) as bar:
-        diverged, stopped = run_in_chunks(compute, plan, memory, panels, validation, done + epochs, attend, every)
+        diverged, stopped = run_in_chunks(compute, run, plan, memory, done + epochs, attend, every)
     if diverged:
         raise checks.DivergenceError(diverged, result("epochs"))
     final = result(stopped)
@@ -881,15 +882,14 @@ def _settings(
 
 def run_in_chunks(
     compute: ModuleType,
+    run: Callable[[int], int],
     plan: Plan,
     memory: Memory,
-    data: Array,
-    validation: Array,
     epochs: int,
     attend: Callable[[int], str | None],
     every: int | None = None,
 ) -> tuple[int, str]:
-    """Run the kernel, some 20 ms at a time, so that Python can attend to Ctrl-C; how it is cut shows in no result.
+    """Run what was bound, some 20 ms at a time, so that Python can attend to Ctrl-C; how it is cut shows in no result.
 
     In between, and after each `every` epochs, `attend(epoch)` is called with the epochs done; what it returns ends the
     run. Returns 0, or the epoch, counted from 1, that did not end with finite numbers (memory then holds the epoch
@@ -906,14 +906,14 @@ def run_in_chunks(
                 saved[:] = array
         chunk = min(blocks, left)
         began = time.perf_counter()
-        status = compute.run(plan, memory, data, validation, chunk)
+        status = run(chunk)
         seconds = time.perf_counter() - began
         left -= chunk
         epoch = int(memory.position[EPOCH])
         if status == compute.DIVERGED:
             for array, saved in zip(memory.state, start, strict=True):
                 array[:] = saved
-            compute.run(plan, memory, data, validation, (epoch - 1 - int(memory.position[EPOCH])) * per_epoch)
+            run((epoch - 1 - int(memory.position[EPOCH])) * per_epoch)
             return epoch, "epochs"
         # Eight times as many at most: of the shortest chunks the clock tells little.
         blocks = max(1, min(8 * chunk, int(chunk * CHUNK_SECONDS / max(seconds, 1e-9))))

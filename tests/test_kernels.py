@@ -1,6 +1,7 @@
 """Kernels against their twins in the reference, each array between guard words: pointers escape bounds checks."""
 
 import dataclasses
+import gc
 import itertools
 
 import numpy as np
@@ -1478,3 +1479,27 @@ def test_prediction_of_a_row_does_not_depend_on_the_others(sizes, loss, name, hi
 
     for how, predictions in actual.items():
         np.testing.assert_array_equal(bits(predictions), expected, how)
+
+
+@pytest.mark.parametrize("engine", [kernels, reference])
+def test_bound_run_goes_on_where_it_ended_though_nobody_else_holds_its_arrays(engine):
+    network = Network((3, 4, 2), activation="tanh", seed=0)
+    rows = rows_of(np.arange(30.0).reshape(10, 3) / 30, np.ones((10, 2)))
+    plan = make_plan(network, 10, 4, Adam())
+    data = panels_of(rows, plan) if engine.PANELS else rows.ravel()
+    expected = make_memory(plan, network.params.copy(), 2)
+    engine.run(plan, expected, data, data[:0], 2 * plan.blocks_per_epoch)
+
+    memory = make_memory(plan, network.params.copy(), 2)
+    position, params, loss = memory.position, memory.params, memory.loss
+    run = engine.bind(plan._replace(sizes=plan.sizes.copy(), settings=plan.settings.copy()), memory, data, data[:0])
+    del memory
+    gc.collect()
+    filler = [np.full(size, np.nan) for size in range(1, 200)]
+    for _ in range(2 * plan.blocks_per_epoch):
+        assert run(1) == engine.FINISHED
+    del filler
+
+    assert position[0] == 2
+    np.testing.assert_array_equal(params, expected.params)
+    np.testing.assert_array_equal(loss, expected.loss)

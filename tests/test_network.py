@@ -804,7 +804,7 @@ def test_calls_of_the_kernel_show_in_no_bit(loss, output, activation, dtype, mon
 def test_large_calls_are_cut(monkeypatch, rng):
     """Python attends to Ctrl-C only between calls of a kernel."""
     calls, kernels = [], engine("numba")
-    for name, rows_of_call in (("predict", lambda args: args[0].rows), ("run", lambda args: args[4])):
+    for name, rows_of_call in (("predict", lambda args: args[0].rows), ("run_words", lambda args: args[6])):
         kernel = getattr(kernels, name)
 
         def counted(*args, kernel=kernel, rows_of_call=rows_of_call):
