@@ -34,10 +34,18 @@ from fastbp.version import __version__ as __version__
 if TYPE_CHECKING:
     from fastbp.network import Network
     from fastbp.train import EpochState, TrainResult, resume, train
+    from fastbp.trainer import Trainer
 
 # Names that need NumPy, which `python -m fastbp --help` does without, and the modules that they are imported from when
 # they are first used.
-_LATER = {"EpochState": "train", "Network": "network", "TrainResult": "train", "resume": "train", "train": "train"}
+_LATER = {
+    "EpochState": "train",
+    "Network": "network",
+    "TrainResult": "train",
+    "Trainer": "trainer",
+    "resume": "train",
+    "train": "train",
+}
 _ROOMS = ("export", "plots", "sklearn", "xor")
 __all__ = [
     "SGD",
@@ -60,6 +68,7 @@ __all__ = [
     "ReduceOnPlateau",
     "ResourceError",
     "TrainResult",
+    "Trainer",
     "resume",
     "train",
 ]

@@ -126,6 +126,7 @@ from fastbp.workspace import (
     SCALE,
     STALE,
     STALE_RATE,
+    SUM_TOLERANCE,
     VALIDATION_LOSS,
     VALIDATION_MISFIT,
     WEIGHT,
@@ -134,7 +135,7 @@ from fastbp.workspace import (
     words_of,
 )
 
-FINISHED, DIVERGED, STOPPED = range(3)
+FINISHED, DIVERGED, STOPPED, REFUSED = range(4)
 PANELS = True  # how `run` takes rows that are not shuffled
 
 
@@ -278,6 +279,73 @@ def end_validation(plan, memory, epoch):
     memory.validation_error[epoch] = totals[ERROR] / (weight * O)
     memory.validation_misfit[epoch] = totals[MISFIT] / weight
     totals[LOSS], totals[ERROR], totals[MISFIT], totals[WEIGHT] = 0, 0, 0, 0
+
+
+def bind_rows(plan, memory, saved, rows):
+    """`take_rows` as a function of nothing: what is in the rows (n, F), flat, when it is called."""
+    words = memory.scalars.dtype.type(), words_of(plan), words_of(memory), words_of(saved)
+
+    def bound(arrays=(plan, memory, saved)):  # which must outlive the words, their addresses
+        return take_rows_words(*words, rows)
+
+    return bound
+
+
+@entry
+def take_rows_words(precision, plan, memory, saved, rows):
+    """`take_rows` with the words of plan and memories, and any number of the working precision."""
+    before = flush_subnormals()
+    status = take_rows(
+        bundle(Plan, precision, None, plan), bundle(Memory, precision, None, memory),
+        bundle(Memory, precision, None, saved), at(rows, 0),
+    )  # fmt: skip
+    put_back(before)
+    return status
+
+
+@kernel
+def take_rows(plan, memory, saved, rows):
+    """Lay out the rows (n, F) of one batch, and save the state before its update;  writes data, and all of saved.
+
+    Returns FINISHED, or REFUSED, with nothing written, if a number or a parameter is not finite or a target is none of
+    the loss.
+    """
+    n, S, I, O, P = plan.rows, plan.width, plan.sizes[0], plan.sizes[plan.layers], plan.parameters
+    F = I + O + 1
+    if not (finite(n * F, rows) and finite(P, memory.params) and are_targets(plan.loss, at(rows, I), n, O, F)):
+        return REFUSED
+    copy(P, memory.params, saved.params)
+    if plan.optimizer != PLAIN_SGD:
+        copy(P, memory.first, saved.first)
+        copy(P, memory.second, saved.second)
+    copy(10, memory.totals, saved.totals)
+    gather(rows, memory.order, n, F, S, (n + S - 1) // S, memory.none, memory.data)
+    return FINISHED
+
+
+@kernel
+def are_targets(loss, y, n, O, F):
+    """Whether all targets y (n, O), a row every F numbers, are such as the loss has."""
+    good = True
+    for row in range(n):
+        total = 0.0
+        for o in range(O):
+            target = y[row * F + o]
+            total += target
+            if loss == BINARY_CROSS_ENTROPY:
+                good = good and (target == 0 or target == 1)
+            elif loss in (POISSON, CROSS_ENTROPY):
+                good = good and target >= 0
+        if loss == CROSS_ENTROPY:
+            good = good and abs(total - 1) <= SUM_TOLERANCE
+    return good
+
+
+@kernel
+def copy(n, x, out):
+    """out = x (n,)."""
+    for q in range(n):
+        out[q] = x[q]
 
 
 @kernel

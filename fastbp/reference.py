@@ -84,13 +84,14 @@ from fastbp.workspace import (
     ROW,
     STALE,
     STALE_RATE,
+    SUM_TOLERANCE,
     VALIDATION_LOSS,
     VALIDATION_MISFIT,
     WEIGHT,
 )
 
 Array = NDArray[Any]
-FINISHED, DIVERGED, STOPPED = range(3)
+FINISHED, DIVERGED, STOPPED, REFUSED = range(4)
 PANELS = False  # `run` takes the rows themselves
 
 
@@ -613,6 +614,31 @@ def run(plan: Any, memory: Any, data: Array, validation: Array, blocks: int) -> 
 def bind(plan: Any, memory: Any, data: Array, validation: Array) -> Callable[[int], int]:
     """`run` as a function of the blocks alone."""
     return functools.partial(run, plan, memory, data, validation)
+
+
+def bind_rows(plan: Any, memory: Any, saved: Any, rows: Array) -> Callable[[], int]:
+    """`take_rows` as a function of nothing."""
+    return functools.partial(take_rows, plan, memory, saved, rows)
+
+
+def take_rows(plan: Any, memory: Any, saved: Any, rows: Array) -> int:
+    """Check the rows (n, F) of one batch, and save the state before its update;  writes saved."""
+    I, O = plan.sizes[0], plan.sizes[-1]
+    targets = rows.reshape(plan.rows, -1)[:, I : I + O]
+    if not (finite(rows) and finite(memory.params) and are_targets(plan.loss, targets)):
+        return REFUSED
+    for name in ("params", "first", "second", "totals"):
+        getattr(saved, name)[:] = getattr(memory, name)
+    return FINISHED
+
+
+def are_targets(loss: int, y: Array) -> bool:
+    """Whether all targets y (n, O) are such as the loss has."""
+    if loss == BINARY_CROSS_ENTROPY:
+        return bool(((y == 0) | (y == 1)).all())
+    if loss == CROSS_ENTROPY:
+        return bool((y >= 0).all() and (np.abs(y.sum(axis=1, dtype=np.float64) - 1) <= SUM_TOLERANCE).all())
+    return loss != POISSON or bool((y >= 0).all())
 
 
 def predict(plan: Any, params: Array, data: Array, order: NDArray[np.int64], *memory: Array) -> int:

@@ -38,12 +38,13 @@ MAY_IMPORT = {
     "reference": {"choices", "workspace"},
     "network": {"choices", "checks", "checkpoint", "workspace", "jit", "kernels", "reference"},
     "progress": set(),
+    "trainer": {"choices", "checks", "checkpoint", "workspace", "network"},
     "train": {"choices", "checks", "checkpoint", "workspace", "progress", "network", "reference"},
     "xor": {"choices", "checks", "reference", "network", "train"},
     "export": {"choices", "checks", "network"},
     "plots": {"checks", "network", "train"},
     "sklearn": {"choices", "checks", "progress", "network", "train"},
-    "__init__": {"version", "errors", "choices", "network", "train"},
+    "__init__": {"version", "errors", "choices", "network", "trainer", "train"},
     "__main__": {"__init__", "choices", "checks", "jit", "simd", "network", "train", "xor"},
 }
 WITHOUT_NUMBA = ["version", "errors", "scalars", "choices", "checks", "checkpoint", "network", "reference"]
@@ -76,13 +77,15 @@ ONLY_COMPILED = {
     "end_validation": "lines of the twin of `run`",
     "run_words": LAYOUT,
     "run_blocks": LAYOUT,
+    "take_rows_words": LAYOUT,
+    "copy": "NumPy's own",
     "predict_words": LAYOUT,
     "predict_blocks": LAYOUT,
 }
 
 # What users call has docstrings with numpydoc sections; inside the house formula, shapes and what is written do.
 ROOMS = ["xor", "export", "plots", "sklearn"]  # whose names are public beside those of the package
-WITH_SECTIONS = ["choices", "network", "train", *ROOMS]
+WITH_SECTIONS = ["choices", "network", "trainer", "train", *ROOMS]
 PUBLIC = {
     *fastbp.__all__,
     *(node.name for room in ROOMS for node in TREES[room].body if isinstance(node, ast.FunctionDef | ast.ClassDef)),
