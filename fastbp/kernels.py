@@ -369,6 +369,22 @@ def predict(plan, params, data, order, none, gathered, activations, predictions)
     return FINISHED
 
 
+def bind_predict(plan, *arrays):
+    """`predict` as a function of nothing."""
+    full, words = None if plan.lean else True, words_of(plan)
+
+    def bound(plan=plan):  # whose arrays must outlive the words, their addresses
+        return predict_words(full, words, *arrays)
+
+    return bound
+
+
+@entry
+def are_finite(params, data):
+    """Whether all numbers of both arrays, neither of them empty, are finite."""
+    return finite(params.size, at(params, 0)) and finite(data.size, at(data, 0))
+
+
 @entry
 def predict_words(full, plan, params, data, order, none, gathered, activations, predictions):
     """`predict` with the words of the plan."""

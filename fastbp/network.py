@@ -6,7 +6,7 @@ import functools
 import itertools
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastbp import checkpoint, checks
-from fastbp.choices import INITIALISERS, LOSSES
+from fastbp.choices import BACKENDS, INITIALISERS, LOSSES
 from fastbp.workspace import aligned, forward_memory, make_memory, make_plan, memory_sizes, panels_of, rows_of
 
 Array = NDArray[Any]
@@ -22,6 +22,8 @@ Array = NDArray[Any]
 PIECE = 2**16  # weights drawn in one go: what drawing takes beside the parameters, and Ctrl-C waits for
 CALL_WORK = 2**25  # multiply-adds of one call of a kernel, 1 to 10 ms; Ctrl-C waits for it
 UNIT_WORK = 32  # of them, what a unit costs beside its weights
+MOST_PREPARED = 8  # numbers of rows that a network is prepared to predict
+COMPILED = "numba"
 BLOCK_ROWS = 128  # of a call, at least: fewer would not fill the blocks of the kernel
 
 
@@ -128,6 +130,17 @@ def _held(array: Array) -> Array:
     return np.asarray(_Owner(array)).view()
 
 
+class _Prepared(NamedTuple):
+    """What `predict` needs for one number of rows, no more than a block."""
+
+    owner: Array  # of the parameters: if the network has others by now, all this is void
+    params: Array  # a view of them, whose flags nobody else can reach
+    x: Array  # (n, inputs), where X is copied to
+    predictions: Array  # (n, outputs)
+    are_finite: Callable[[Array, Array], bool]
+    run: Callable[[], int]
+
+
 class _Description(NamedTuple):
     """What a network is beside its parameters: what kernels rely on, whatever a subclass makes of the properties."""
 
@@ -222,13 +235,18 @@ class Network:
         params = aligned(P, kind)
         initialise(params, units, self._description.bias, init, seed)
         self._params = _held(params)
+        self._prepared: dict[tuple[tuple[int, ...], Any], _Prepared] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state without what is prepared, which is at addresses of this process."""
+        return {name: value for name, value in self.__dict__.items() if name != "_prepared"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a description, and a copy of the parameters: for `copy` and for pickle."""
         given = state["_params"]
         params = aligned(given.size, given.dtype)
         params[:] = given
-        self.__dict__.update(state, _params=_held(params))
+        self.__dict__.update(state, _params=_held(params), _prepared={})
 
     def __repr__(self) -> str:
         """Sizes, activations, loss and precision."""
@@ -431,25 +449,29 @@ class Network:
             raise ValueError("its metadata does not describe its network")
         return network
 
-    def predict(self, X: ArrayLike) -> Array:
+    def predict(self, X: ArrayLike, backend: str = "numba") -> Array:
         """Return the outputs of the network.
 
         Parameters
         ----------
         X : array_like of shape (n, inputs)
             Converted to the network's precision; n may be 0.
+        backend : {"numba", "numpy"}
+            Compiled kernels, or the NumPy reference.
 
         Returns
         -------
         ndarray of shape (n, outputs)
-            The same bits for a row whatever rows surround it.
+            The same bits for a row whatever rows surround it, with the compiled kernels.
 
         Raises
         ------
         DataError
             If X has another number of columns than the network inputs, or X or a parameter is not finite.
+        ParameterError
+            If `backend` is none of these.
         ParameterTypeError
-            If X is not an array of numbers.
+            If X is not an array of numbers, or `backend` no str.
         ResourceError
             If the predictions would not fit into memory.
 
@@ -458,7 +480,19 @@ class Network:
         >>> Network((2, 1), init="zeros").predict([[1.0, 2.0]])
         array([[0.]])
         """
+        if type(X) is np.ndarray and backend is COMPILED:  # not ==, which a stranger's class may answer
+            # Taken out while it is in use: two threads may predict at once.
+            prepared = self._prepared.pop((X.shape, X.dtype), None)
+            if prepared is not None and prepared.owner is self._params:
+                prepared.x[...] = X
+                if prepared.are_finite(prepared.params, prepared.x):
+                    prepared.run()
+                    result = prepared.predictions.copy()
+                    self._prepared[X.shape, X.dtype] = prepared
+                    return result
         dtype, sizes = self._params.dtype, self._description.sizes
+        backend = checks.choice("backend", backend, BACKENDS)
+        compute = engine(backend)
         X = checks.features(X, dtype, sizes[0], minimum_rows=0)
         n, params = len(X), self._checked()
         # In calls of some milliseconds, between which Python attends to Ctrl-C.
@@ -473,9 +507,13 @@ class Network:
             if n - first < rows:
                 plan = plan._replace(rows=n - first)
             part = slice(first, first + rows)
-            engine("numba").predict(
-                plan, params, X[part], order[: plan.rows], none, gathered, activations, predictions[part]
-            )
+            compute.predict(plan, params, X[part], order[: plan.rows], none, gathered, activations, predictions[part])
+        if 0 < n <= plan.block * plan.width and values <= PIECE and params is self._params and backend == COMPILED:
+            if len(self._prepared) >= MOST_PREPARED:
+                self._prepared.clear()
+            view, x, out = params.view(), np.empty_like(X), np.empty_like(predictions)
+            run = compute.bind_predict(plan, view, x, order, none, gathered, activations, out)
+            self._prepared[X.shape, X.dtype] = _Prepared(params, view, x, out, compute.are_finite, run)
         return predictions
 
     def _work(self) -> int:

@@ -641,6 +641,16 @@ def are_targets(loss: int, y: Array) -> bool:
     return loss != POISSON or bool((y >= 0).all())
 
 
+def bind_predict(plan: Any, *arrays: Array) -> Callable[[], int]:
+    """`predict` as a function of nothing."""
+    return functools.partial(predict, plan, *arrays)
+
+
+def are_finite(params: Array, data: Array) -> bool:
+    """Whether all numbers of both arrays are finite."""
+    return finite(params) and finite(data)
+
+
 def predict(plan: Any, params: Array, data: Array, order: NDArray[np.int64], *memory: Array) -> int:
     """Predictions for the data (n, I) in the given order (n,);  writes the last array, predictions (n, O)."""
     *_, predictions = memory

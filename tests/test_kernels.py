@@ -1482,6 +1482,55 @@ def test_prediction_of_a_row_does_not_depend_on_the_others(sizes, loss, name, hi
 
 
 @pytest.mark.parametrize("engine", [kernels, reference])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 7, 8, 31, 32, 33, 100])
+def test_number_that_is_not_finite_is_found_wherever_it_is(size, dtype, engine):
+    params, data = np.ones(size, dtype), np.ones((1, size), dtype)
+
+    assert engine.are_finite(params, data)
+    for array, place, bad in itertools.product((params, data.ravel()), range(size), (np.nan, np.inf, -np.inf)):
+        array[place] = bad
+        assert not engine.are_finite(params, data)
+        array[place] = 1
+    assert engine.are_finite(params, data)
+
+
+GOOD_TARGETS = {
+    "binary_cross_entropy": [(0, 1), (1, 1)],
+    "cross_entropy": [(0, 1), (0.5, 0.5), (0.500004, 0.500004)],
+    "poisson": [(0, 1e300)],
+}
+BAD_TARGETS = {
+    "binary_cross_entropy": [(0, 0.5), (-1, 1), (1 + 1e-15, 0)],
+    "cross_entropy": [(-0.1, 1.1), (1.1, 0), (0.50002, 0.5), (0.5, 0.49998)],
+    "poisson": [(-1e-300, 1), (1, -1)],
+}
+
+
+@pytest.mark.parametrize("engine", [kernels, reference])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_rows_are_taken_or_refused_by_their_targets(loss, engine):
+    network = Network((1, 2), loss=loss, init="zeros")
+    plan = make_plan(network, 3, 3)
+
+    def status(y):
+        rows = rows_of(np.ones((3, 1)), np.array([(0, 1), y, (1, 0)], float))
+        memory = make_memory(plan, np.ones(4), 1)
+        memory = memory._replace(order=np.arange(3), data=aligned(4 * plan.width, rows.dtype))
+        saved = memory._replace(params=np.zeros(4), first=np.zeros(4), second=np.zeros(4), totals=np.zeros(10))
+        result = engine.bind_rows(plan, memory, saved, rows.ravel())()
+        taken = result == engine.FINISHED
+        np.testing.assert_array_equal(saved.params, memory.params * taken)
+        np.testing.assert_array_equal(saved.totals, memory.totals if taken else 0)
+        return result
+
+    for y in GOOD_TARGETS.get(loss, [(-1e300, 0.5)]):
+        assert status(y) == engine.FINISHED
+    for y in [*BAD_TARGETS.get(loss, []), (0, np.nan), (np.inf, 0)]:
+        assert status(y) == engine.REFUSED
+
+
+@pytest.mark.parametrize("engine", [kernels, reference])
 def test_bound_run_goes_on_where_it_ended_though_nobody_else_holds_its_arrays(engine):
     network = Network((3, 4, 2), activation="tanh", seed=0)
     rows = rows_of(np.arange(30.0).reshape(10, 3) / 30, np.ones((10, 2)))

@@ -934,3 +934,98 @@ def test_gradients_whose_memory_does_not_fit_are_refused_before_they_are_compute
 
     with pytest.raises(ResourceError, match=r"^the gradient of 300 rows"):
         network.loss_and_gradient(X, np.zeros((300, 10_000)))
+
+
+# --- rows that are prepared for -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("n", [1, 2, 8, 17, 64, 65, 128])
+def test_prediction_is_the_same_however_often_it_is_asked_for(n, dtype, rng):
+    network = Network((4, 16, 2), activation="tanh", seed=0, dtype=dtype)
+    X = rng.normal(size=(n, 4)).astype(dtype)
+    expected = Network((4, 16, 2), activation="tanh", seed=0, dtype=dtype).predict(X.tolist())
+
+    results = [network.predict(X) for _ in range(3)]
+    others = [
+        network.predict(form) for form in (X, np.asfortranarray(X), X[::-1][::-1], X.astype(">f8"), X.tolist(), X)
+    ]
+
+    assert all(each.tobytes() == expected.tobytes() for each in results + others)
+    results[0][:] = 0
+    assert network.predict(X).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("change", ["in place", "assigned", "trained", "state"])
+def test_prediction_is_that_of_the_parameters_of_now(change):
+    network, X = Network((2, 3, 1), seed=0), np.array([[1.0, 2.0]])
+    network.predict(X)
+    other = Network((2, 3, 1), seed=1)
+    match change:
+        case "in place":
+            network.params[:] = other.params
+        case "assigned":
+            network.params = other.params
+        case "trained":
+            other = fastbp.train(X, [9.0], network=network, epochs=3, seed=0).network.copy()
+        case "state":
+            network.__setstate__(other.__getstate__())
+
+    assert network.predict(X).tobytes() == other.predict(X.tolist()).tobytes()
+
+
+@pytest.mark.parametrize("twin", [Network.copy, copy.copy, copy.deepcopy, lambda n: pickle.loads(pickle.dumps(n))])
+def test_twin_of_a_network_that_has_predicted_is_independent(twin):
+    network, X = Network((2, 3, 1), seed=0), np.array([[1.0, 2.0]])
+    expected = network.predict(X)
+    other = twin(network)
+    other.params[:] = 0
+
+    assert other.predict(X).tolist() == [[0.0]]
+    assert network.predict(X).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_refused_when_prepared(bad):
+    network, X = Network((2, 3, 1), seed=0), np.array([[1.0, 2.0]])
+    network.predict(X)
+    with pytest.raises(DataError, match=r"^'X' must be finite.* the first at \[0, 1\]$"):
+        network.predict(np.array([[1.0, bad]]))
+    network.predict(X)
+    network.params[3] = bad
+    with pytest.raises(DataError, match=r"^'network\.params' must be finite"):
+        network.predict(X)
+
+
+def test_threads_predict_side_by_side(rng):
+    network, X = Network((4, 16, 1), activation="tanh", seed=0), rng.normal(size=(50, 4))
+    expected = network.predict(X)
+
+    def predicted(_):
+        return np.concatenate([network.predict(row[None]) for row in X])
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(predicted, range(40)))
+
+    assert all(result.tobytes() == expected.tobytes() for result in results)
+
+
+def test_network_is_prepared_for_few_numbers_of_rows():
+    network = Network((2, 3, 1), seed=0)
+    for n in range(1, 65):
+        network.predict(np.zeros((n, 2)))
+
+    assert len(network._prepared) <= 8
+
+
+def test_reference_predicts_the_same(rng):
+    X = rng.normal(size=(5, 3))
+    for loss in LOSSES:
+        network = Network((3, 6, 2), activation="tanh", loss=loss, seed=0)
+        np.testing.assert_allclose(network.predict(X, backend="numpy"), network.predict(X), rtol=1e-13)
+
+
+@pytest.mark.parametrize(("backend", "error"), [("cuda", ParameterError), (None, ParameterTypeError)])
+def test_unknown_backend_is_refused(backend, error):
+    with pytest.raises(error, match="'backend'"):
+        Network((1, 1)).predict([[1.0]], backend=backend)
