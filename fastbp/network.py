@@ -521,7 +521,7 @@ class Network:
         return self._params.size + UNIT_WORK * sum(self._description.sizes)
 
     def loss_and_gradient(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, l2: float = 0.0
     ) -> tuple[float, Array]:
         """Return the mean loss over the rows and its gradient, ready for an optimiser such as SciPy's.
 
@@ -533,11 +533,14 @@ class Network:
             Targets, as `fastbp.train` takes them.
         sample_weight : array_like of shape (n,), optional
             Weights of the rows, at least 0; the mean is then the weighted one.
+        l2 : float, default 0.0
+            Penalty: l2 / 2 times the sum of the squared weights, not biases, is added to the summed loss, as
+            `fastbp.train` does with a batch; at least 0.
 
         Returns
         -------
         loss : float
-            Mean loss of a row.
+            Mean loss of a row, with the penalty.
         gradient : ndarray of shape (P,)
             Its derivative by each of `params`.
 
@@ -545,8 +548,10 @@ class Network:
         ------
         DataError
             If shapes do not fit the network, values are not finite or labels out of range, or no weight is above 0.
+        ParameterError
+            If `l2` is below 0, or subnormal in the precision of the network.
         ParameterTypeError
-            If X, y or sample_weight is not an array of numbers.
+            If X, y or sample_weight is not an array of numbers, or `l2` no number.
         ResourceError
             If what it computes with would not fit into memory.
 
@@ -559,11 +564,13 @@ class Network:
         array([-1., -1.])
         """
         dtype, sizes = self._params.dtype, self._description.sizes
+        l2 = checks.number("l2", l2, at_least=0)
+        checks.normal(dtype, l2=l2)
         X = checks.features(X, dtype, sizes[0])
         y = checks.targets(y, self._description.loss, len(X), sizes[-1], dtype)
         weights = None if sample_weight is None else checks.row_weights(sample_weight, len(X), dtype)
         params = self._checked()
-        plan = make_plan(self, len(X), len(X), weighted=weights is not None)
+        plan = make_plan(self, len(X), len(X), weighted=weights is not None, l2=l2)
         laid_out = 2 * len(X) * (sizes[0] + sizes[-1] + 1)  # rows and panels
         numbers = laid_out + sum(memory_sizes(plan, dtype, 1).values())
         checks.memory(dtype.itemsize * numbers, f"the gradient of {len(X)} rows, with what computes it,")

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastbp import checks, reference
-from fastbp.choices import SIGMOID
 from fastbp.network import Network, engine
 from fastbp.train import TrainResult, train
 
@@ -79,12 +78,7 @@ def predict(network: Network, backend: str = "numba") -> NDArray[np.float64]:
     >>> predict(train_xor("numpy").network, "numpy").round().ravel()
     array([0., 1., 1., 0.])
     """
-    if engine(backend) is not reference:
-        return network.predict(X)
-    a = X
-    for weights in network.weights:
-        a = reference.activation(SIGMOID, reference.product(weights, a))
-    return a
+    return network.predict(X, backend)
 
 
 def train_and_predict(

@@ -1029,3 +1029,31 @@ def test_reference_predicts_the_same(rng):
 def test_unknown_backend_is_refused(backend, error):
     with pytest.raises(error, match="'backend'"):
         Network((1, 1)).predict([[1.0]], backend=backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("sizes", [(3, 4, 1), (3, 20, 2)])
+def test_penalty_is_in_loss_and_gradient(sizes, weighted, dtype, rng):
+    network = Network(sizes, activation="tanh", seed=0, dtype=dtype)
+    for bias in network.biases:
+        bias[:] = 0.5
+    X, y = rng.normal(size=(7, 3)), rng.normal(size=(7, sizes[-1]))
+    weights = rng.uniform(1, 2, 7) if weighted else None
+    total = weights.sum() if weighted else 7
+    loss, gradient = network.loss_and_gradient(X, y, weights)
+    penalised = network.copy()
+    for bias in penalised.biases:
+        bias[:] = 0
+
+    actual_loss, actual_gradient = network.loss_and_gradient(X, y, weights, l2=0.3)
+
+    tolerance = 1e-12 if dtype == "float64" else 1e-5
+    np.testing.assert_allclose(actual_loss, loss + 0.15 * (penalised.params**2).sum() / total, rtol=tolerance)
+    np.testing.assert_allclose(actual_gradient, gradient + 0.3 * penalised.params / total, rtol=tolerance, atol=1e-7)
+
+
+@pytest.mark.parametrize(("l2", "error"), [(-1, ParameterError), (1e-310, ParameterError), ("1", ParameterTypeError)])
+def test_bad_penalty_of_a_gradient_is_refused(l2, error):
+    with pytest.raises(error, match="'l2'"):
+        Network((1, 1)).loss_and_gradient([[1.0]], [1.0], l2=l2)
