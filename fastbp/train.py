@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import sys
 import time
@@ -385,12 +386,12 @@ def train(
     precision = checks.dtype(dtype, X)
     settings = _settings(
         len(units), precision,
-        optimizer=checks.optimizer(optimizer, learning_rate),
-        schedule=checks.schedule(schedule, epochs),
+        optimizer=optimizer, learning_rate=learning_rate,
+        schedule=schedule, epochs=epochs,
         batch_size=batch_size, shuffle=shuffle,
         mean=checks.choice("reduction", reduction, REDUCTIONS) == "mean",
         l2=l2,
-        dropout=checks.dropout(dropout, len(units)),
+        dropout=dropout,
         clip_norm=0.0 if clip_norm is None else checks.number("clip_norm", clip_norm, above=0),
         class_weight=class_weight,
         validation=checks.validation(validation),
@@ -807,7 +808,7 @@ def _own_state(result: TrainResult) -> State:
 def _state(network: Network, settings: dict[str, Any], last: Array, arrays: dict[str, Array]) -> State:
     """Return the state of a training at the end of an epoch, or raise nearly anything."""
     dtype = network.params.dtype
-    checked = _settings(len(network.sizes) - 2, dtype, **settings)
+    checked = _settings(len(network.sizes) - 2, dtype, **{**settings, "dropout": settings["dropout"] or 0.0})
     checks.parameters(last, network.sizes, network.bias)
     validated = "validation_loss" in arrays
     names = {*STATE, *(HISTORY if validated else HISTORY[:2])}
@@ -852,17 +853,17 @@ def _settings_from_file(saved: dict[str, Any]) -> dict[str, Any]:
 def _settings(
     hidden_layers: int, precision: Any, *, optimizer: Any, schedule: Any, batch_size: Any, shuffle: Any, mean: Any,
     l2: Any, dropout: Any, clip_norm: Any, class_weight: Any, validation: Any, patience: Any, min_delta: Any,
-    watch: Any, seed: Any, backend: Any,
+    watch: Any, seed: Any, backend: Any, learning_rate: Any = None, epochs: int = 1,
 ) -> Settings:  # fmt: skip
     """Return settings with everything checked that kernels rely on."""
     settings = Settings(
-        optimizer=checks.optimizer(optimizer),
-        schedule=checks.schedule(schedule, 1),
+        optimizer=checks.optimizer(optimizer, learning_rate),
+        schedule=checks.schedule(schedule, epochs),
         batch_size=None if batch_size is None else checks.count("batch_size", batch_size),
         shuffle=checks.flag("shuffle", shuffle),
         mean=checks.flag("mean", mean),
         l2=checks.number("l2", l2, at_least=0),
-        dropout=checks.dropout(dropout or 0.0, hidden_layers),
+        dropout=checks.dropout(dropout, hidden_layers),
         clip_norm=checks.number("clip_norm", clip_norm, at_least=0),
         class_weight=checks.class_weight(class_weight),
         validation=checks.validation(validation),
@@ -872,12 +873,24 @@ def _settings(
         seed=checks.count("seed", seed, 0, 2**32 - 1),
         backend=checks.choice("backend", backend, BACKENDS),
     )
-    rates = {f"dropout[{layer}]": rate for layer, rate in enumerate(settings.dropout)}
-    checks.representable(settings.optimizer, precision)
-    checks.representable(settings.schedule, np.dtype(np.float64))
-    checks.normal(precision, l2=settings.l2, **rates)
-    checks.normal(np.dtype(np.float64), clip_norm=settings.clip_norm, min_delta=settings.min_delta)
+    _check_precision(
+        precision, settings.optimizer, settings.schedule, settings.l2, settings.dropout, settings.clip_norm,
+        settings.min_delta,
+    )  # fmt: skip
     return settings
+
+
+@functools.lru_cache(maxsize=256)  # it takes some 25 us, most of them for NumPy's way of not warning
+def _check_precision(
+    precision: Any, optimizer: Optimizer, schedule: Schedule, l2: float, dropout: tuple[float, ...], clip_norm: float,
+    min_delta: float,
+) -> None:  # fmt: skip
+    """Refuse settings that overflow or vanish in the precision of the arithmetic."""
+    rates = {f"dropout[{layer}]": rate for layer, rate in enumerate(dropout)}
+    checks.representable(optimizer, precision)
+    checks.representable(schedule, np.dtype(np.float64))
+    checks.normal(precision, l2=l2, **rates)
+    checks.normal(np.dtype(np.float64), clip_norm=clip_norm, min_delta=min_delta)
 
 
 def run_in_chunks(

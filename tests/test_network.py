@@ -1057,3 +1057,14 @@ def test_penalty_is_in_loss_and_gradient(sizes, weighted, dtype, rng):
 def test_bad_penalty_of_a_gradient_is_refused(l2, error):
     with pytest.raises(error, match="'l2'"):
         Network((1, 1)).loss_and_gradient([[1.0]], [1.0], l2=l2)
+
+
+def test_weights_are_those_of_their_seed_though_threads_draw_side_by_side():
+    def drawn(seed):
+        return Network((20, 30, 2), init=list(INITIALISERS)[seed % 6], seed=seed).params.tobytes()
+
+    expected = [drawn(seed) for seed in range(100)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(drawn, range(100))) == expected
+    first = np.random.RandomState(7).uniform(size=2).tolist()
+    assert Network((2, 1), init="uniform", seed=7).weights[0].ravel().tolist() == first
