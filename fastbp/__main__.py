@@ -159,6 +159,7 @@ def _info(_: argparse.Namespace) -> None:
 def _warmup(_: argparse.Namespace) -> None:
     from fastbp import jit
     from fastbp.train import train
+    from fastbp.trainer import Trainer
     from fastbp.xor import X, y
 
     if jit.DISABLED:
@@ -174,8 +175,14 @@ def _warmup(_: argparse.Namespace) -> None:
             result = train(X, y, 1, activation=activation, epochs=0, dtype=dtype)
             print(f"{result.compile_seconds:5.2f} s")
             print(f"{dtype} {version} predict  ", end="", flush=True)
+            rows = X.astype(dtype)
             began = time.perf_counter()
-            result.network.predict(X)
+            result.network.predict(rows)
+            result.network.predict(rows)  # the second call of its size is prepared, and has entries of its own
+            print(f"{time.perf_counter() - began:5.2f} s")
+            print(f"{dtype} {version} step     ", end="", flush=True)
+            began = time.perf_counter()
+            Trainer(result.network).step(X, y)
             print(f"{time.perf_counter() - began:5.2f} s")
     print(f"cache: {jit.cache_directory() or 'off, nothing was kept'}")
 

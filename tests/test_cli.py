@@ -83,7 +83,7 @@ def table(cache, warmup):
 
 
 def test_warmup_names_what_it_compiled_and_where(cache, warmup):
-    expected = list(itertools.product(("float32", "float64"), ("lean", "full"), ("train", "predict")))
+    expected = list(itertools.product(("float32", "float64"), ("lean", "full"), ("train", "predict", "step")))
     actual = re.findall(r"^(\w+) (\w+) (\w+) +\d+\.\d\d s$", warmup, re.MULTILINE)
 
     assert actual == expected
@@ -105,14 +105,16 @@ for dtype in ("float32", "float64"):
     ):
         network = fastbp.train(X, X, epochs=2, dtype=dtype, **settings).network
         network.predict(X[::2])
+        network.predict(X[::2])
+        fastbp.Trainer(network).step(X, X)
         network.loss_and_gradient(X.tolist(), X)
 
 from fastbp import kernels
 
-for entry in (kernels.run_words, kernels.predict_words):
+for entry in (kernels.run_words, kernels.predict_words, kernels.take_rows_words, kernels.are_finite):
     print(sum(entry.stats.cache_hits.values()), sum(entry.stats.cache_misses.values()))
 """
-    expected = (0, "4 0\n4 0\n", "")
+    expected = (0, "4 0\n4 0\n2 0\n2 0\n", "")
     done = python("-c", code, without=OFF, NUMBA_CACHE_DIR=cache)
     actual = done.returncode, done.stdout, done.stderr
 

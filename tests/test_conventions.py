@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "plots": {"checks", "network", "train"},
     "sklearn": {"choices", "checks", "progress", "network", "train"},
     "__init__": {"version", "errors", "choices", "network", "trainer", "train"},
-    "__main__": {"__init__", "choices", "checks", "jit", "simd", "network", "train", "xor"},
+    "__main__": {"__init__", "choices", "checks", "jit", "simd", "network", "trainer", "train", "xor"},
 }
 WITHOUT_NUMBA = ["version", "errors", "scalars", "choices", "checks", "checkpoint", "network", "reference"]
 
