@@ -1,7 +1,6 @@
 """What all tests share: a fresh cache of compiled code, a seeded generator, and no hurry."""
 
 import atexit
-import gc
 import os
 import shutil
 import tempfile
@@ -34,11 +33,6 @@ def pytest_report_header() -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the tests of the command `warmup`: what it compiles is loaded by all others."""
     items.sort(key=lambda item: item.path.name != "test_cli.py")
-
-
-def pytest_collection_finish() -> None:
-    """Spare the garbage collector ten thousand tests, which it would look through again and again."""
-    gc.freeze()
 
 
 @pytest.fixture
