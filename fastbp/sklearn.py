@@ -420,9 +420,10 @@ class _Perceptron(BaseEstimator):
             with _named(_OBJECTS):
                 return checks.optimizer(self.solver)
         solver = checks.choice("solver", self.solver, (*OPTIMIZERS, "lbfgs"))
-        kind, parameters = OPTIMIZERS[solver], self.get_params()
+        # Not get_params(), which takes longer than a training of one row.
+        kind, parameters = OPTIMIZERS[solver], self.__dataclass_fields__
         names = {field.name: _NAMES.get(field.name, field.name) for field in dataclasses.fields(kind)}
-        told = {field: parameters[name] for field, name in names.items() if name in parameters}
+        told = {field: getattr(self, name) for field, name in names.items() if name in parameters}
         with _named():
             if kind is SGD:
                 told["nesterov"] = self.nesterovs_momentum and checks.number("momentum", self.momentum) != 0
