@@ -28,7 +28,6 @@ def moons(rows: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]
 
 def picture() -> Any:
     """Return a figure of the loss of a training and of the border that it found."""
-    from matplotlib.contour import ContourSet
     from matplotlib.figure import Figure
 
     X, y = moons(ROWS, seed=0)
@@ -40,8 +39,7 @@ def picture() -> Any:
     left, right = figure.subplots(1, 2)
     loss_curve(result, ax=left)
     decision_boundary(result.network, X, y, ax=right)
-    for filled in right.findobj(ContourSet):  # as an image within the SVG: as paths they are thousands of points
-        filled.set_rasterized(True)
+    right.set_rasterization_zorder(2.5)  # what lies below the points as an image: as paths it is thousands of points
     return figure
 
 
