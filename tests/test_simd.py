@@ -242,7 +242,7 @@ def errors(actual, rounded, rest):
 @dtypes
 def test_error_is_at_most_so_many_units_in_the_last_place(name, dtype, rng):
     function = ELEMENTARY[name]
-    x = samples(function, dtype, rng, 200_000 if dtype == np.float32 else 2_000)
+    x = samples(function, dtype, rng, 200_000 if dtype == np.float32 else 1_000)
     expected = function.units
     actual = errors(evaluate(f"{name}(x)", x), *exact(function, x))
 
