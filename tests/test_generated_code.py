@@ -134,8 +134,10 @@ def versions():
 
     for layout in LAYOUTS.values():
         X, y = data(10)
-        X = layout(X)
-        fastbp.train(X, layout(y), hidden=3, epochs=1).network.predict(X)
+        X, states = layout(X), []
+        result = fastbp.train(X, layout(y), hidden=3, epochs=1, callback=states.append)
+        for network in (result.network, states[0].network):  # of which the second is read-only
+            network.predict(X)
     entries = {name: getattr(kernels, name) for name in ENTRIES}
     compiled = {name for name, value in vars(kernels).items() if getattr(value, "signatures", None)} - entries.keys()
     return {
