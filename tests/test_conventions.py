@@ -34,7 +34,9 @@ MAY_IMPORT = {
     "workspace": {"choices"},
     "jit": set(),
     "simd": {"jit"},
-    "kernels": {"choices", "workspace", "jit", "simd"},
+    "products": {"jit", "simd"},
+    "formulas": {"choices", "workspace", "jit", "simd"},
+    "kernels": {"choices", "workspace", "jit", "simd", "products", "formulas"},
     "reference": {"choices", "workspace"},
     "network": {"choices", "checks", "checkpoint", "workspace", "jit", "kernels", "reference"},
     "progress": set(),
@@ -47,6 +49,7 @@ MAY_IMPORT = {
     "__init__": {"version", "errors", "choices", "network", "trainer", "train"},
     "__main__": {"__init__", "choices", "checks", "jit", "simd", "network", "trainer", "train", "xor"},
 }
+KERNELS = ["products", "formulas", "kernels"]
 WITHOUT_NUMBA = ["version", "errors", "scalars", "choices", "checks", "checkpoint", "network", "reference"]
 
 # Public kernels that have no twin in the reference, each with its reason.
@@ -388,7 +391,7 @@ def faults(function: Function) -> Iterator[str]:
 
 def test_kernels_are_found():
     """Otherwise the tests below would have no rows, and be skipped."""
-    assert compiled(TREES["kernels"])
+    assert all(compiled(TREES[module]) for module in KERNELS)
 
 
 @table(lambda tree: [(node.name, node) for node in compiled(tree)])
@@ -396,7 +399,7 @@ def test_compiled_function_only_loops(module, name, node):
     assert list(faults(node)) == []
 
 
-@pytest.mark.parametrize("module", [module for module in ("simd", "kernels") if module in TREES])
+@pytest.mark.parametrize("module", ["simd", *KERNELS])
 def test_compiled_module_sets_no_options(module):
     names = {getattr(node, "id", getattr(node, "attr", None)) for node in ast.walk(TREES[module])}
     keywords = {node.arg for node in ast.walk(TREES[module]) if isinstance(node, ast.keyword)}
@@ -404,7 +407,7 @@ def test_compiled_module_sets_no_options(module):
     assert (names | keywords).isdisjoint({"fastmath", "parallel", "prange"})
 
 
-@table(lambda tree: [(node.name, node) for node in compiled(tree) if is_public(node.name)], modules=["kernels"])
+@table(lambda tree: [(node.name, node) for node in compiled(tree) if is_public(node.name)], modules=KERNELS)
 def test_kernel_has_a_twin_in_the_reference(module, name, node):
     twins = {twin.name for twin in TREES["reference"].body if isinstance(twin, Function)}
 

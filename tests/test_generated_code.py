@@ -130,7 +130,7 @@ def bits():
 
 def versions():
     """How many versions of each compiled function there are, and how many of the entries' came from the cache."""
-    from fastbp import kernels
+    from fastbp import formulas, kernels, products
 
     for layout in LAYOUTS.values():
         X, y = data(10)
@@ -139,7 +139,12 @@ def versions():
         for network in (result.network, states[0].network):  # of which the second is read-only
             network.predict(X)
     entries = {name: getattr(kernels, name) for name in ENTRIES}
-    compiled = {name for name, value in vars(kernels).items() if getattr(value, "signatures", None)} - entries.keys()
+    compiled = {
+        name
+        for module in (formulas, kernels, products)
+        for name, value in vars(module).items()
+        if getattr(value, "signatures", None)
+    } - entries.keys()
     return {
         name: {
             "versions": len(entry.signatures),
@@ -354,7 +359,7 @@ def code_of_kernels(processor, entry, dtype):
     parts = re.split(r"^(?!\.?L)([\w.$]+):", assembly, flags=re.MULTILINE)
     kernels = []
     for symbol, code in zip(parts[1::2], parts[2::2], strict=True):
-        if match := re.match(r"_+ZN6fastbp7kernels(\d+)", symbol):
+        if match := re.match(r"_+ZN6fastbp(?:7kernels|8formulas|8products)(\d+)", symbol):
             kernels.append((symbol[match.end() :][: int(match[1])], code))
     return kernels
 
@@ -413,7 +418,7 @@ def test_kernels_call_each_other_and_nothing_else(entry, processor, dtype):
         name
         for _, code in code_of_kernels(processor, entry, dtype)
         for name in re.findall(r"(?:\bmovabsq\s+\$|\bcall\w*\s+|\bjmp\s+)_?([A-Za-z]\w*)", code)
-        if not re.match(r"ZN6fastbp7kernels|L[A-Z]", name)
+        if not re.match(r"ZN6fastbp(7kernels|8formulas|8products)|L[A-Z]", name)
     }
 
     assert {name for name, _ in code_of_kernels(processor, entry, dtype)} > {entry}

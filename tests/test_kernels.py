@@ -10,7 +10,7 @@ from helpers import EPSILON, TINY, pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastbp import kernels, reference
+from fastbp import formulas, kernels, products, reference
 from fastbp.choices import (
     ACTIVATIONS,
     ELEMENTWISE,
@@ -150,37 +150,37 @@ def test_guard_words_see_what_is_written_outside():
 
 @entry
 def product(w, row_stride, column_stride, rows, n, bias, x, S, out):
-    kernels.product(at(w, 0), row_stride, column_stride, rows, n, at(bias, 0), at(x, 0), S, at(out, 0))
+    products.product(at(w, 0), row_stride, column_stride, rows, n, at(bias, 0), at(x, 0), S, at(out, 0))
 
 
 @entry
 def activation(plan, kind, z):
     full = bundle(Plan, z[0], True, plan)
     for q in range(0, z.size, lanes_of(at(z, 0))):
-        store(at(z, q), 0, kernels.activation(full, kind, load(1, 1, at(z, q), 0)))
+        store(at(z, q), 0, formulas.activation(full, kind, load(1, 1, at(z, q), 0)))
 
 
 @entry
 def activate(plan, kind, z):
-    kernels.activate(bundle(Plan, z[0], True, plan), kind, at(z, 0), z.size, at(z, 0))
+    formulas.activate(bundle(Plan, z[0], True, plan), kind, at(z, 0), z.size, at(z, 0))
 
 
 @entry
 def times_slope(plan, kind, delta, a):
     full = bundle(Plan, a[0], True, plan)
     for q in range(0, a.size, lanes_of(at(a, 0))):
-        store(at(delta, q), 0, kernels.times_slope(full, kind, load(1, 1, at(delta, q), 0), load(1, 1, at(a, q), 0)))
+        store(at(delta, q), 0, formulas.times_slope(full, kind, load(1, 1, at(delta, q), 0), load(1, 1, at(a, q), 0)))
 
 
 @entry
 def slope(plan, kind, delta, a):
-    kernels.slope(bundle(Plan, a[0], True, plan), kind, at(delta, 0), at(a, 0), a.size)
+    formulas.slope(bundle(Plan, a[0], True, plan), kind, at(delta, 0), at(a, 0), a.size)
 
 
 @entry
 def output(plan, a, y, weight, outputs, S, delta, totals):
     full = bundle(Plan, a[0], True, plan)
-    kernels.output(full, at(a, 0), at(y, 0), at(weight, 0), outputs, S, at(delta, 0), at(totals, 0))
+    formulas.output(full, at(a, 0), at(y, 0), at(weight, 0), outputs, S, at(delta, 0), at(totals, 0))
 
 
 @entry
@@ -190,18 +190,18 @@ def dropout(rate, key, n, first, a, outputs, S):
 
 @entry
 def misfit(loss, p, y, weight, spread, outputs, S, totals):
-    kernels.misfit(loss, at(p, 0), at(y, 0), at(weight, 0), at(spread, 0), outputs, S, at(totals, 0))
+    formulas.misfit(loss, at(p, 0), at(y, 0), at(weight, 0), at(spread, 0), outputs, S, at(totals, 0))
 
 
 @entry
 def softmax(z, outputs, S):
     for v in range(0, S, lanes_of(at(z, 0))):
-        kernels.softmax(kernels.highest(at(z, v), outputs, S), at(z, v), outputs, S)
+        formulas.softmax(formulas.highest(at(z, v), outputs, S), at(z, v), outputs, S)
 
 
 @entry
 def weight_gradient(a, a_stride, inputs, delta, outputs, samples, S, counting, none, scratch, gradient):
-    kernels.weight_gradient(
+    products.weight_gradient(
         at(a, 0), a_stride, inputs, at(delta, 0), outputs, samples, S, at(counting, 0), at(none, 0), at(scratch, 0),
         at(gradient, 0),
     )  # fmt: skip
@@ -209,7 +209,7 @@ def weight_gradient(a, a_stride, inputs, delta, outputs, samples, S, counting, n
 
 @entry
 def bias_gradient(delta, outputs, panels, S, gradient):
-    kernels.bias_gradient(at(delta, 0), outputs, panels, S, at(gradient, 0))
+    products.bias_gradient(at(delta, 0), outputs, panels, S, at(gradient, 0))
 
 
 # The numbers of an optimiser come in an array, so that they have the working precision.
@@ -217,18 +217,18 @@ def bias_gradient(delta, outputs, panels, S, gradient):
 
 @entry
 def plain_sgd(w, g, numbers):
-    kernels.plain_sgd(w.size, at(w, 0), at(g, 0), numbers[0], numbers[1])
+    formulas.plain_sgd(w.size, at(w, 0), at(g, 0), numbers[0], numbers[1])
 
 
 @entry
 def momentum_sgd(w, g, velocity, numbers, nesterov):
-    kernels.momentum_sgd(w.size, at(w, 0), at(g, 0), at(velocity, 0), numbers[0], numbers[1], numbers[2], nesterov)
+    formulas.momentum_sgd(w.size, at(w, 0), at(g, 0), at(velocity, 0), numbers[0], numbers[1], numbers[2], nesterov)
 
 
 @entry
 def adam(w, g, first, second, numbers):
     scale, rate, beta1, beta2, epsilon = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
-    kernels.adam(
+    formulas.adam(
         w.size, at(w, 0), at(g, 0), at(first, 0), at(second, 0), scale, rate, beta1, beta2, numbers[5], numbers[6],
         epsilon,
     )  # fmt: skip
@@ -237,48 +237,48 @@ def adam(w, g, first, second, numbers):
 @entry
 def rmsprop(w, g, second, numbers):
     scale, rate, decay, epsilon, rest = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
-    kernels.rmsprop(w.size, at(w, 0), at(g, 0), at(second, 0), scale, rate, decay, rest, epsilon)
+    formulas.rmsprop(w.size, at(w, 0), at(g, 0), at(second, 0), scale, rate, decay, rest, epsilon)
 
 
 @entry
 def irprop(w, g, last, steps, numbers):
     increase, decrease, smallest, largest = numbers[0], numbers[1], numbers[2], numbers[3]
-    kernels.irprop(w.size, at(w, 0), at(g, 0), at(last, 0), at(steps, 0), increase, decrease, smallest, largest)
+    formulas.irprop(w.size, at(w, 0), at(g, 0), at(last, 0), at(steps, 0), increase, decrease, smallest, largest)
 
 
 @entry
 def norm(x):
-    return kernels.norm(x.size, at(x, 0))
+    return formulas.norm(x.size, at(x, 0))
 
 
 @entry
 def shrink(root, x):
-    kernels.shrink(x.size, root, at(x, 0))
+    formulas.shrink(x.size, root, at(x, 0))
 
 
 @entry
 def penalty(plan, w, g):
-    return kernels.penalty(bundle(Plan, w[0], True, plan), at(w, 0), at(g, 0))
+    return formulas.penalty(bundle(Plan, w[0], True, plan), at(w, 0), at(g, 0))
 
 
 @entry
 def decay(plan, w, numbers):
-    kernels.decay(bundle(Plan, w[0], True, plan), at(w, 0), numbers[0])
+    formulas.decay(bundle(Plan, w[0], True, plan), at(w, 0), numbers[0])
 
 
 @entry
 def rate_factor(schedule, settings, epoch, reached, space):
-    return kernels.rate_factor(schedule, at(settings, 0), epoch, reached, at(space, 0))
+    return formulas.rate_factor(schedule, at(settings, 0), epoch, reached, at(space, 0))
 
 
 @entry
 def power(base, exponent, space):
-    return kernels.power(base, exponent, at(space, 0))
+    return formulas.power(base, exponent, at(space, 0))
 
 
 @entry
 def cosine(x):
-    return kernels.cosine(x)
+    return formulas.cosine(x)
 
 
 @entry
@@ -298,7 +298,7 @@ def gather(data, order, count, F, S, panels, none, out):
 
 @entry
 def finite(w):
-    return kernels.finite(w.size, at(w, 0))
+    return formulas.finite(w.size, at(w, 0))
 
 
 PLAN = make_plan(Network((1, 1)), 1, 1)  # for kernels that only ask whether it is lean
@@ -442,7 +442,7 @@ def test_slope_equals_its_twin(name, kernel, dtype, rng):
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_kernels_keep_logits_for_the_slopes_that_need_them(name):
     expected = ACTIVATIONS[name].code in OF_LOGITS
-    actual = kernels.of_logits.py_func(ACTIVATIONS[name].code)
+    actual = formulas.of_logits.py_func(ACTIVATIONS[name].code)
 
     assert actual == expected
 

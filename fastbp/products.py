@@ -1,0 +1,177 @@
+"""Products of matrices and sums over samples, by tiles whose sums stay in registers.
+
+Dimensions and the order of panels are those of `kernels.py`.
+"""
+
+from fastbp.jit import kernel
+from fastbp.simd import (
+    PAIRED,
+    TILE_ROWS,
+    add_lane_sums,
+    add_outer,
+    at,
+    fill,
+    lanes_of,
+    load,
+    load_rows,
+    multiply_add,
+    store,
+    transpose,
+    zeros,
+)
+
+# --- products and sums, by tiles that stay in registers ---------------------------------------------------------------
+
+
+@kernel
+def product(w, row_stride, column_stride, rows, n, bias, x, S, out):
+    """out[r, :] = bias[r] + sum_k w[r, k] x[k, :], each sum in the order of k.
+
+    w (rows, n) with these strides, bias (rows,), x (n, S);  writes out (rows, S).
+    """
+    r = 0
+    while r < rows:
+        # If at least half a tile of rows is left over, they share a tile with rows already done, which are computed
+        # again: row by row, each addition would wait for the last.
+        if r + TILE_ROWS > rows >= TILE_ROWS and rows - r >= TILE_ROWS // 2:
+            r = rows - TILE_ROWS
+        w_r, bias_r, out_r = at(w, r * row_stride), at(bias, r), at(out, r * S)
+        if r + TILE_ROWS <= rows:
+            product_rows(TILE_ROWS, w_r, row_stride, column_stride, n, bias_r, x, S, out_r)
+            r += TILE_ROWS
+        else:
+            product_rows(1, w_r, row_stride, column_stride, n, bias_r, x, S, out_r)
+            r += 1
+
+
+@kernel
+def product_rows(rows, w, row_stride, column_stride, n, bias, x, S, out):
+    """`product` for a few rows;  writes out (rows, S)."""
+    V = lanes_of(x)
+    if PAIRED and S == 2 * V:
+        product_tile(rows, 2, w, row_stride, column_stride, n, bias, x, S, out)
+    else:
+        for v in range(0, S, V):
+            product_tile(rows, 1, w, row_stride, column_stride, n, bias, at(x, v), S, at(out, v))
+
+
+@kernel
+def product_tile(rows, vectors, w, row_stride, column_stride, n, bias, x, S, out):
+    """`product` for a few rows and one or two vectors, whose sums stay in registers;  writes out (rows, vectors V)."""
+    sums = fill(rows, vectors, bias)
+    for k in range(n):
+        sums = add_outer(sums, at(w, k * column_stride), row_stride, at(x, k * S))
+    store(out, S, sums)
+
+
+@kernel
+def weight_gradient(a, a_stride, I, delta, O, samples, S, counting, none, scratch, gradient):
+    """gradient[i, o] += sum_s a[i, s] delta[o, s], over all samples of a block.
+
+    a (panels, a_stride, S) of which I features are used, delta (panels, O, S), counting and none as in `transposed`;
+    writes scratch (panels, S, C), adds to gradient (I, O). Up to V numbers after gradient are written as they were.
+    """
+    # forward: z[o, s] = b[o] + sum_i w[i, o] a[i, s], so dz[o, s] / dw[i, o] = a[i, s]
+    V = lanes_of(a)
+    panels = (samples + S - 1) // S
+    # The product again, with outputs in the lanes. The lanes beyond O belong to the next row: they have delta 0, and
+    # rows are stored in order, so that each is last written by its own.
+    C = (O + V // 2) // V * V
+    transposed(delta, O, panels, S, counting, none, C, scratch)
+    i = 0
+    while i < I and C > 0:
+        a_i, g = at(a, i * S), at(gradient, i * O)
+        if i + TILE_ROWS <= I:
+            wide_rows(TILE_ROWS, a_i, a_stride, scratch, C, samples, S, g, O)
+            i += TILE_ROWS
+        else:
+            wide_rows(1, a_i, a_stride, scratch, C, samples, S, g, O)
+            i += 1
+    # Fewer outputs than fill half a vector have samples in the lanes: 64 x 100 took 8 % longer without.
+    for o in range(C, O):
+        delta_o = at(delta, o * S)
+        i = 0
+        while i < I:
+            a_i, g = at(a, i * S), at(gradient, i * O + o)
+            if i + 4 <= I:
+                narrow_tile(4, a_i, a_stride, delta_o, O, panels, S, g)
+                i += 4
+            else:
+                narrow_tile(1, a_i, a_stride, delta_o, O, panels, S, g)
+                i += 1
+
+
+@kernel
+def transposed(delta, O, panels, S, counting, none, C, out):
+    """out[p, s, o] = delta[p, o, s] for the first C outputs, whole vectors, and zeros beyond O.
+
+    delta (panels, O, S), counting (V,) 0, 1, ..., none (V,) zeros;  writes out (panels, S, C).
+    """
+    V = lanes_of(delta)
+    for p in range(panels):
+        for o in range(0, C, V):
+            for v in range(0, S, V):
+                rows = load_rows(at(delta, (p * O + o) * S + v), counting, S, O - o, none)
+                store(at(out, (p * S + v) * C + o), C, transpose(rows))
+
+
+@kernel
+def wide_rows(rows, a, a_stride, delta, C, samples, S, gradient, O):
+    """`weight_gradient` for a few inputs and all outputs."""
+    V = lanes_of(a)
+    o = 0
+    while o < C:
+        if PAIRED and o + 2 * V <= C:
+            wide_tile(rows, 2, a, a_stride, at(delta, o), C, samples, S, at(gradient, o), O)
+            o += 2 * V
+        else:
+            wide_tile(rows, 1, a, a_stride, at(delta, o), C, samples, S, at(gradient, o), O)
+            o += V
+
+
+@kernel
+def wide_tile(rows, vectors, a, a_stride, delta, C, samples, S, gradient, O):
+    """`weight_gradient` for a few inputs and one or two vectors of outputs, whose sums stay in registers."""
+    sums = load(rows, vectors, gradient, O)
+    while samples > 0:
+        for s in range(min(S, samples)):
+            sums = add_outer(sums, at(a, s), S, at(delta, s * C))
+        a, delta, samples = at(a, a_stride * S), at(delta, S * C), samples - S
+    store(gradient, O, sums)
+
+
+@kernel
+def narrow_tile(rows, a, a_stride, delta, O, panels, S, gradient):
+    """`weight_gradient` for a few inputs and one output: each sum is a vector, whose lanes are summed at the end."""
+    sums = zeros(rows, 1, a)
+    for p in range(panels):
+        for v in range(0, S, lanes_of(a)):
+            delta_o = load(1, 1, at(delta, p * O * S + v), 0)
+            sums = multiply_add(load(rows, 1, at(a, p * a_stride * S + v), S), delta_o, sums)
+    add_lane_sums(sums, gradient, O)
+
+
+@kernel
+def bias_gradient(delta, O, panels, S, gradient):
+    """gradient[o] += sum_s delta[o, s], over all samples of a block.
+
+    delta (panels, O, S);  adds to gradient (O,).
+    """
+    o = 0
+    while o < O:
+        if o + 4 <= O:
+            bias_tile(4, at(delta, o * S), O, panels, S, at(gradient, o))
+            o += 4
+        else:
+            bias_tile(1, at(delta, o * S), O, panels, S, at(gradient, o))
+            o += 1
+
+
+@kernel
+def bias_tile(rows, delta, O, panels, S, gradient):
+    """`bias_gradient` for a few outputs."""
+    sums = zeros(rows, 1, delta)
+    for p in range(panels):
+        for v in range(0, S, lanes_of(delta)):
+            sums = sums + load(rows, 1, at(delta, p * O * S + v), S)
+    add_lane_sums(sums, gradient, 1)
