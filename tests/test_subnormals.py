@@ -20,7 +20,7 @@ X, y = np.linspace(-1, 1, 40).reshape(20, 2), np.linspace(0, 1, 20)
 def control_word():
     word = flush_subnormals()
     put_back(word)
-    return word
+    return word & ~63  # on x86 the lowest six bits say what has happened since NumPy last cleared them
 
 
 def quarter_of_the_least(dtype):
