@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # The forward pass of `run` is where slowness is planted: four blocks of five do it twice, or all of them four times.
 # XOR and predictions have code of their own.
-FORWARD = re.compile(r"^( *)(forward\(plan, memory\.params, memory\.none, plan\.dropout.*\))$", re.MULTILINE)
+FORWARD = re.compile(r"^( *)(forward\(plan, memory\.params, memory\.all_zero, plan\.dropout.*\))$", re.MULTILINE)
 SLOWER_1_3 = "2 if row // count % 5 else 1"
 SLOWER_2 = "4"
 UNTOUCHED = ["XOR", "predict 1 row", "predict 10,000 rows"]

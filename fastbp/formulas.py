@@ -594,12 +594,12 @@ def finite(P, w):
 
 
 @kernel
-def rate_factor(schedule, settings, epoch, reached, space):
+def rate_factor(schedule, settings, epoch, reached, vector):
     """Factor of the learning rate in an epoch, counted from 0; `reached` is that of REDUCE_ON_PLATEAU."""
     if schedule == EXPONENTIAL_DECAY:
-        return power(settings[EXPONENTIAL_DECAY_DECAY], np.float64(epoch), space)
+        return power(settings[EXPONENTIAL_DECAY_DECAY], np.float64(epoch), vector)
     if schedule == INVERSE_SCALING:
-        return power(1.0 + settings[INVERSE_SCALING_PACE] * epoch, -settings[INVERSE_SCALING_POWER], space)
+        return power(1.0 + settings[INVERSE_SCALING_PACE] * epoch, -settings[INVERSE_SCALING_POWER], vector)
     if schedule == COSINE:
         epochs, warmup, minimum = settings[COSINE_EPOCHS], settings[COSINE_WARMUP], settings[COSINE_MINIMUM]
         if epoch < warmup:
@@ -612,11 +612,11 @@ def rate_factor(schedule, settings, epoch, reached, space):
 
 
 @kernel
-def power(base, exponent, space):
-    """base^exponent, base > 0, by our own exp and log: the C library's differ between machines.  Writes space (V,)."""
-    space[0] = base
-    store(space, 0, exp(exponent * log(fill(1, 1, space))))
-    return space[0]
+def power(base, exponent, vector):
+    """base^exponent, base > 0, by our own exp and log: the C library's differ between machines.  Writes vector (V,)."""
+    vector[0] = base
+    store(vector, 0, exp(exponent * log(fill(1, 1, vector))))
+    return vector[0]
 
 
 @kernel

@@ -182,7 +182,7 @@ def train_block(plan, memory, data, epoch, row, panel):
         if row == 0:
             shuffle(plan.rows, plan.seed, epoch, memory.order)
         x = memory.data
-        gather(data, at(memory.order, row), count, F, S, panels, memory.none, x)
+        gather(data, at(memory.order, row), count, F, S, panels, memory.all_zero, x)
     weight = np.float64(batch_rows)
     if plan.weighted:
         totals[BATCH_WEIGHT] += weight_of(x, F, S, panels)
@@ -191,7 +191,7 @@ def train_block(plan, memory, data, epoch, row, panel):
     if plan.tiny:
         tiny_batch(plan, memory, x, scale)
     else:
-        forward(plan, memory.params, memory.none, plan.dropout, x, F, panels, epoch, row, memory.kept, a)
+        forward(plan, memory.params, memory.all_zero, plan.dropout, x, F, panels, epoch, row, memory.kept, a)
         output_layer(plan, memory, x, F, panels)
         backward(plan, memory, x, F, count, epoch, row)
         if row + count == batch + batch_rows:
@@ -210,7 +210,7 @@ def validate_block(plan, memory, validation, row, panel):
     count = min(plan.validation_rows - row, plan.block * S)
     panels = (count + S - 1) // S
     x = at(validation, panel * F * S)
-    forward(plan, memory.params, memory.none, memory.none, x, F, panels, 0, row, a, a)
+    forward(plan, memory.params, memory.all_zero, memory.all_zero, x, F, panels, 0, row, a, a)
     output_layer(plan, memory, x, F, panels)
     for p in range(panels):
         y = at(x, (p * F + I) * S)
@@ -278,7 +278,7 @@ def take_rows(plan, memory, saved, rows):
         copy(P, memory.first, saved.first)
         copy(P, memory.second, saved.second)
     copy(10, memory.totals, saved.totals)
-    gather(rows, memory.order, n, F, S, (n + S - 1) // S, memory.none, memory.data)
+    gather(rows, memory.order, n, F, S, (n + S - 1) // S, memory.all_zero, memory.data)
     return FINISHED
 
 
@@ -316,14 +316,14 @@ def converges(plan, memory, loss):
     return good
 
 
-def predict(plan, params, data, order, none, gathered, activations, predictions):
+def predict(plan, params, data, order, all_zero, gathered, activations, predictions):
     """Predictions for all rows, a block at a time.
 
-    params (P,), data (n, I), order (n,), none (widest layer, at least V) zeros;  writes gathered (block, I, S),
+    params (P,), data (n, I), order (n,), all_zero (widest layer, at least V) zeros;  writes gathered (block, I, S),
     activations as `forward` and predictions (n, O). All arrays are flat.
     """
     predict_words(
-        None if plan.lean else True, words_of(plan), params, data, order, none, gathered, activations, predictions
+        None if plan.lean else True, words_of(plan), params, data, order, all_zero, gathered, activations, predictions
     )
     return FINISHED
 
@@ -345,26 +345,26 @@ def are_finite(params, data):
 
 
 @entry
-def predict_words(full, plan, params, data, order, none, gathered, activations, predictions):
+def predict_words(full, plan, params, data, order, all_zero, gathered, activations, predictions):
     """`predict` with the words of the plan."""
     before = flush_subnormals()
     predict_blocks(
-        bundle(Plan, params[0], full, plan), at(params, 0), at(data, 0), at(order, 0), at(none, 0), at(gathered, 0),
+        bundle(Plan, params[0], full, plan), at(params, 0), at(data, 0), at(order, 0), at(all_zero, 0), at(gathered, 0),
         at(activations, 0), at(predictions, 0),
     )  # fmt: skip
     put_back(before)
 
 
 @kernel
-def predict_blocks(plan, params, data, order, none, x, a, predictions):
+def predict_blocks(plan, params, data, order, all_zero, x, a, predictions):
     """`predict` with pointers in place of arrays."""
     n, S, I, O = plan.rows, plan.width, plan.sizes[0], plan.sizes[plan.layers]
     kind, top = plan.kinds[plan.layers - 1], plan.tops[plan.layers - 1] * plan.block * S
     for first in range(0, n, plan.block * S):
         count = min(n - first, plan.block * S)
         panels = (count + S - 1) // S
-        gather(data, at(order, first), count, I, S, panels, none, x)
-        forward(plan, params, none, none, x, I, panels, first, first, a, a)
+        gather(data, at(order, first), count, I, S, panels, all_zero, x)
+        forward(plan, params, all_zero, all_zero, x, I, panels, first, first, a, a)
         for p in range(panels):
             z = at(a, top + p * O * S)
             if kind == SOFTMAX:
@@ -382,11 +382,11 @@ def predict_blocks(plan, params, data, order, none, x, a, predictions):
 
 
 @kernel
-def forward(plan, params, none, rates, x, F, panels, epoch, first, kept, activations):
+def forward(plan, params, all_zero, rates, x, F, panels, epoch, first, kept, activations):
     """a_l = f_l(W_l^T a_{l-1} + b_l) for every layer of a block; the last layer is left as logits.
 
-    params (P,), none (widest layer,) zeros, rates (layers,) of dropout, x (panels, F, S), samples from `first` on;
-    writes activations, layer after layer, each (panels, O, S), and kept likewise, in the layers where it is apart.
+    params (P,), all_zero (widest layer,) zeros, rates (layers,) of dropout, x (panels, F, S), samples from `first` on;
+    writes activations, layer after layer, each (panels, O, S), and kept likewise, in the layers that keep it.
     """
     layers, S = plan.layers, plan.width
     a, a_stride = x, F
@@ -394,8 +394,8 @@ def forward(plan, params, none, rates, x, F, panels, epoch, first, kept, activat
     for layer in range(layers):
         I, O, top = plan.sizes[layer], plan.sizes[layer + 1], plan.tops[layer] * plan.block * S
         w, out = at(params, plan.starts[layer]), at(activations, top)
-        logits = at(kept, top) if plan.apart[layer] else out
-        bias = at(w, I * O) if plan.biases else none
+        logits = at(kept, top) if plan.keeps[layer] else out
+        bias = at(w, I * O) if plan.biases else all_zero
         for p in range(panels):
             z, out_p = at(logits, p * O * S), at(out, p * O * S)
             # z[o, s] = b[o] + sum_i w[i, o] a[i, s]
@@ -428,23 +428,23 @@ def backward(plan, memory, x, F, samples, epoch, first):
     """
     S = plan.width
     panels = (samples + S - 1) // S
-    unit, counting, none = np.int64(1), memory.counting, memory.none
+    unit, counting, all_zero = np.int64(1), memory.counting, memory.all_zero
     for layer in range(plan.layers - 1, -1, -1):
         I, O, w = plan.sizes[layer], plan.sizes[layer + 1], plan.starts[layer]
         delta, gradient = at(memory.deltas, plan.tops[layer] * plan.block * S), at(memory.gradient, w)
         if plan.biases:
             bias_gradient(delta, O, panels, S, at(gradient, I * O))
         if layer == 0:
-            weight_gradient(x, F, I, delta, O, samples, S, counting, none, memory.scratch, gradient)
+            weight_gradient(x, F, I, delta, O, samples, S, counting, all_zero, memory.scratch, gradient)
         else:
             top = plan.tops[layer - 1] * plan.block * S
             a, below = at(memory.activations, top), at(memory.deltas, top)
-            kept = at(memory.kept, top) if plan.apart[layer - 1] else a
-            weight_gradient(a, I, I, delta, O, samples, S, counting, none, memory.scratch, gradient)
+            kept = at(memory.kept, top) if plan.keeps[layer - 1] else a
+            weight_gradient(a, I, I, delta, O, samples, S, counting, all_zero, memory.scratch, gradient)
             for p in range(panels):
                 # delta_below[i, s] = f'(z[i, s]) sum_o w[i, o] delta[o, s], and what dropout did to a[i, s]
                 delta_p, below_p = at(delta, p * O * S), at(below, p * I * S)
-                product(at(memory.params, w), O, unit, I, O, none, delta_p, S, below_p)
+                product(at(memory.params, w), O, unit, I, O, all_zero, delta_p, S, below_p)
                 slope(plan, plan.kinds[layer - 1], below_p, at(kept, p * I * S), I * S)
                 if plan.dropout[layer - 1] > 0:
                     key = random_stream(plan.seed, epoch, layer)
@@ -495,8 +495,8 @@ def set_rate(plan, memory, epoch):
     """Learning rate of an epoch;  writes scalars."""
     factor = 1.0
     if plan.schedule != CONSTANT:
-        reached, space = memory.totals[FACTOR], memory.space
-        factor = if_full(plan, 1.0, rate_factor, plan.schedule, plan.schedule_settings, epoch, reached, space)
+        reached, vector = memory.totals[FACTOR], memory.vector
+        factor = if_full(plan, 1.0, rate_factor, plan.schedule, plan.schedule_settings, epoch, reached, vector)
     memory.scalars[RATE] = factor * plan.settings[LEARNING_RATE]
 
 
@@ -519,10 +519,10 @@ def shuffle(n, seed, epoch, order):
 
 
 @kernel
-def gather(data, order, count, F, S, panels, none, out):
+def gather(data, order, count, F, S, panels, all_zero, out):
     """out[p, f, s] = data[order[p S + s], f], samples from `count` on zero, weight and all.
 
-    data (n, F), order (count,), none (V,) zeros;  writes out (panels, F, S).
+    data (n, F), order (count,), all_zero (V,) zeros;  writes out (panels, F, S).
     """
     V = lanes_of(data)
     for first in range(0, panels * S, V):
@@ -530,7 +530,7 @@ def gather(data, order, count, F, S, panels, none, out):
         here = at(order, min(first, count - 1))
         whole = F // V * V
         for f in range(0, whole, V):
-            store(at(panel, f * S), S, transpose(load_rows(at(data, f), here, F, count - first, none)))
+            store(at(panel, f * S), S, transpose(load_rows(at(data, f), here, F, count - first, all_zero)))
         for s in range(V):
             row = at(data, order[min(first + s, count - 1)] * F)
             for f in range(whole, F):
@@ -591,7 +591,7 @@ def tiny_batch(plan, memory, x, scale):
         out = at(memory.activations, plan.tops[layer] * S)
         for o in range(O):
             # z[o, s] = b[o] + sum_i w[i, o] a[i, s]
-            z = fill(1, 1, at(params, w + I * O + o) if plan.biases else memory.none)
+            z = fill(1, 1, at(params, w + I * O + o) if plan.biases else memory.all_zero)
             for i in range(I):
                 z = add_outer(z, at(params, w + i * O + o), 0, at(a, i * S))
             store(at(out, o * S), 0, activation(plan, plan.kinds[layer], z) if layer + 1 < layers else z)

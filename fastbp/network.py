@@ -512,17 +512,19 @@ class Network:
         if values > PIECE:  # asking for the memory of the machine takes a microsecond
             checks.memory(dtype.itemsize * values, f"the array of {n} predictions, with what computes them,")
         predictions, order = np.empty((n, sizes[-1]), dtype), np.arange(rows)
-        gathered, activations, none = forward_memory(plan, dtype)
+        gathered, activations, all_zero = forward_memory(plan, dtype)
         for first in range(0, n, rows or 1):
             if n - first < rows:
                 plan = plan._replace(rows=n - first)
             part = slice(first, first + rows)
-            compute.predict(plan, params, X[part], order[: plan.rows], none, gathered, activations, predictions[part])
+            compute.predict(
+                plan, params, X[part], order[: plan.rows], all_zero, gathered, activations, predictions[part]
+            )
         if 0 < n <= plan.block * plan.width and values <= PIECE and params is self._params and backend == COMPILED:
             if len(self._prepared) >= MOST_PREPARED:
                 self._prepared.clear()
             view, x, out = params.view(), np.empty_like(X), np.empty_like(predictions)
-            run = compute.bind_predict(plan, view, x, order, none, gathered, activations, out)
+            run = compute.bind_predict(plan, view, x, order, all_zero, gathered, activations, out)
             self._prepared[X.shape, X.dtype] = _Prepared(params, view, x, out, compute.are_finite, run)
         return predictions
 

@@ -65,11 +65,12 @@ def product_tile(rows, vectors, w, row_stride, column_stride, n, bias, x, S, out
 
 
 @kernel
-def weight_gradient(a, a_stride, I, delta, O, samples, S, counting, none, scratch, gradient):
+def weight_gradient(a, a_stride, I, delta, O, samples, S, counting, all_zero, scratch, gradient):
     """gradient[i, o] += sum_s a[i, s] delta[o, s], over all samples of a block.
 
-    a (panels, a_stride, S) of which I features are used, delta (panels, O, S), counting and none as in `transposed`;
-    writes scratch (panels, S, C), adds to gradient (I, O). Up to V numbers after gradient are written as they were.
+    a (panels, a_stride, S) of which I features are used, delta (panels, O, S), counting and all_zero as in
+    `transposed`;  writes scratch (panels, S, C), adds to gradient (I, O). Up to V numbers after gradient are written as
+    they were.
     """
     # forward: z[o, s] = b[o] + sum_i w[i, o] a[i, s], so dz[o, s] / dw[i, o] = a[i, s]
     V = lanes_of(a)
@@ -77,7 +78,7 @@ def weight_gradient(a, a_stride, I, delta, O, samples, S, counting, none, scratc
     # The product again, with outputs in the lanes. The lanes beyond O belong to the next row: they have delta 0, and
     # rows are stored in order, so that each is last written by its own.
     C = (O + V // 2) // V * V
-    transposed(delta, O, panels, S, counting, none, C, scratch)
+    transposed(delta, O, panels, S, counting, all_zero, C, scratch)
     i = 0
     while i < I and C > 0:
         a_i, g = at(a, i * S), at(gradient, i * O)
@@ -102,16 +103,16 @@ def weight_gradient(a, a_stride, I, delta, O, samples, S, counting, none, scratc
 
 
 @kernel
-def transposed(delta, O, panels, S, counting, none, C, out):
+def transposed(delta, O, panels, S, counting, all_zero, C, out):
     """out[p, s, o] = delta[p, o, s] for the first C outputs, whole vectors, and zeros beyond O.
 
-    delta (panels, O, S), counting (V,) 0, 1, ..., none (V,) zeros;  writes out (panels, S, C).
+    delta (panels, O, S), counting (V,) 0, 1, ..., all_zero (V,) zeros;  writes out (panels, S, C).
     """
     V = lanes_of(delta)
     for p in range(panels):
         for o in range(0, C, V):
             for v in range(0, S, V):
-                rows = load_rows(at(delta, (p * O + o) * S + v), counting, S, O - o, none)
+                rows = load_rows(at(delta, (p * O + o) * S + v), counting, S, O - o, all_zero)
                 store(at(out, (p * S + v) * C + o), C, transpose(rows))
 
 

@@ -630,7 +630,7 @@ def _needed(plan: Plan, settings: Settings, data: _Data, dtype: Any, epochs: int
         rows + laid + 8 * sizes["order"] + 88 * piece * (laid > 0) + len(X) * drawn,
     )
     copies = P + sum(sizes[name] for name in ("gradient", "first", "second", "best"))
-    block = sum(sizes[name] for name in ("none", "data", "activations", "kept", "deltas", "scratch"))
+    block = sum(sizes[name] for name in ("all_zero", "data", "activations", "kept", "deltas", "scratch"))
     history = sum(sizes[name] for name in HISTORY)
     padded = f", batches of {plan.batch_size} padded to {plan.width}" if laid > 2 * rows else ""
     return {

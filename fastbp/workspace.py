@@ -87,7 +87,7 @@ class Plan(NamedTuple):
     l2: float
     clip_norm: float  # largest norm of a gradient; 0 for any
     dropout: Array  # (layers,) share of the units of a layer that a sample does without
-    apart: NDArray[np.int64]  # (layers,) whether what its slope is written with has a memory apart from activations
+    keeps: NDArray[np.int64]  # (layers,) whether what its slope is written with is kept apart from the activations
     schedule: int
     schedule_settings: NDArray[np.float64]  # (SLOTS,) those of the schedule
     batch_size: int
@@ -130,18 +130,18 @@ class Memory(NamedTuple):
     first: Array  # (P,) velocity, Adam's mean of gradients, or iRprop's last gradient
     second: Array  # (P,) the mean of squares of Adam and RMSprop, or iRprop's steps
     best: Array  # (P,) weights of the best epoch, if they are kept
-    none: Array  # (widest layer, layers, at least V) zeros, where there is no bias and no dropout
+    all_zero: Array  # (widest layer, layers, at least V) zeros, where there is no bias and no dropout
     counting: NDArray[np.int64]  # (V,) 0, 1, 2, ...
     order: NDArray[np.int64]  # (n,) rows in the order of the epoch, if shuffled
     scalars: Array  # (SCALARS_PLACES,) numbers on their way from float64
     data: Array  # (block, F, S) rows gathered for a block
     activations: Array  # (layers, block, O, S)
-    kept: Array  # (layers, block, O, S) what slopes are written with, in the layers where that is apart
+    kept: Array  # (layers, block, O, S) what slopes are written with, in the layers that keep it
     deltas: Array  # (layers, block, O, S)
     scratch: Array  # (block, S, C) deltas of a layer, transposed
     position: NDArray[np.int64]  # (POSITION_PLACES,)
     totals: NDArray[np.float64]  # (TOTALS_PLACES,)
-    space: NDArray[np.float64]  # (8,) one vector of float64
+    vector: NDArray[np.float64]  # (8,) one vector of float64
     loss: NDArray[np.float64]  # (epochs,)
     error: NDArray[np.float64]  # (epochs,)
     validation_loss: NDArray[np.float64]  # (epochs,) as the next two, if there are rows for it
@@ -218,8 +218,8 @@ def _plan(
     kinds = np.array([ACTIVATIONS[name].code for name in activations], np.int64)
     rates = np.zeros(layers, dtype)
     rates[: len(dropout)] = dropout
-    apart = np.array([k in OF_LOGITS or r > 0 for k, r in zip(kinds.tolist(), rates.tolist(), strict=True)], np.int64)
-    apart[-1] = 0  # the loss takes this slope while it has the logits at hand
+    keeps = np.array([k in OF_LOGITS or r > 0 for k, r in zip(kinds.tolist(), rates.tolist(), strict=True)], np.int64)
+    keeps[-1] = 0  # the loss takes this slope while it has the logits at hand
     schedule = schedule or Constant()
     starts = starts_of(sizes, bias)
     small = batch_size <= lanes and max(sizes) <= TINY_UNITS
@@ -238,7 +238,7 @@ def _plan(
         l2=l2,
         clip_norm=clip_norm,
         dropout=rates,
-        apart=apart,
+        keeps=keeps,
         schedule=schedule.code,
         schedule_settings=_slots(schedule, np.float64),
         batch_size=batch_size,
@@ -255,7 +255,7 @@ def _plan(
         keep_best=keep_best,
         width=width,
         block=min(-(-batch_size // width), BLOCK_VECTORS * lanes // width),
-        tiny=small and not (weighted or l2 or clip_norm or apart.any()),
+        tiny=small and not (weighted or l2 or clip_norm or keeps.any()),
     )
 
 
@@ -284,15 +284,15 @@ def forward_sizes(plan: Plan, lanes: int) -> tuple[int, int, int]:
 
 def forward_memory(plan: Plan, dtype: Any) -> tuple[Array, Array, Array]:
     """What a forward pass writes: the rows gathered for a block and the activations; and the zeros it reads."""
-    gathered, activations, none = forward_sizes(plan, VECTOR_BYTES // dtype.itemsize)
-    memory = aligned(gathered + activations + none, dtype)
+    gathered, activations, all_zero = forward_sizes(plan, VECTOR_BYTES // dtype.itemsize)
+    memory = aligned(gathered + activations + all_zero, dtype)
     return memory[:gathered], memory[gathered : gathered + activations], memory[gathered + activations :]
 
 
 def memory_sizes(plan: Plan, dtype: Any, epochs: int) -> dict[str, int]:
     """Numbers in each array of the memory for so many epochs, but for the parameters and what is always short."""
     lanes, P = VECTOR_BYTES // dtype.itemsize, plan.parameters
-    data, activations, none = forward_sizes(plan, lanes)
+    data, activations, all_zero = forward_sizes(plan, lanes)
     widest = -(-max(plan.sizes.tolist()) // lanes) * lanes
     validated = epochs if plan.validation_rows else 0
     return {
@@ -300,11 +300,11 @@ def memory_sizes(plan: Plan, dtype: Any, epochs: int) -> dict[str, int]:
         "first": P,
         "second": P,
         "best": P * plan.keep_best,
-        "none": none,
+        "all_zero": all_zero,
         "order": plan.rows * plan.shuffled,
         "data": data,
         "activations": activations,
-        "kept": activations * bool(plan.apart.any()),
+        "kept": activations * bool(plan.keeps.any()),
         "deltas": activations,
         "scratch": plan.block * plan.width * widest,
         "loss": epochs,
@@ -318,13 +318,13 @@ def memory_sizes(plan: Plan, dtype: Any, epochs: int) -> dict[str, int]:
 def make_memory(plan: Plan, params: Array, epochs: int) -> Memory:
     """Memory to train for so many epochs, with these parameters, which the kernel updates in place."""
     dtype, sizes = params.dtype, memory_sizes(plan, params.dtype, epochs)
-    data, activations, none = forward_memory(plan, dtype)
+    data, activations, all_zero = forward_memory(plan, dtype)
     totals = np.zeros(TOTALS_PLACES)
     totals[[POWER1, POWER2, FACTOR]], totals[[BEST, BEST_RATE]] = 1, np.inf
     memory = Memory(
         params=params,
         **{name: aligned(sizes[name], dtype) for name in ("gradient", "first", "second", "best")},
-        none=none,
+        all_zero=all_zero,
         counting=np.arange(VECTOR_BYTES // dtype.itemsize),
         order=np.empty(sizes["order"], np.int64),
         scalars=aligned(SCALARS_PLACES, dtype),
@@ -333,7 +333,7 @@ def make_memory(plan: Plan, params: Array, epochs: int) -> Memory:
         **{name: aligned(sizes[name], dtype) for name in ("kept", "deltas", "scratch")},
         position=np.zeros(POSITION_PLACES, np.int64),
         totals=totals,
-        space=aligned(VECTOR_BYTES // 8, np.dtype(np.float64)),
+        vector=aligned(VECTOR_BYTES // 8, np.dtype(np.float64)),
         **{name: np.zeros(sizes[name]) for name in HISTORY},
     )
     if plan.optimizer == IRPROP:

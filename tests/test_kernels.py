@@ -200,9 +200,9 @@ def softmax(z, outputs, S):
 
 
 @entry
-def weight_gradient(a, a_stride, inputs, delta, outputs, samples, S, counting, none, scratch, gradient):
+def weight_gradient(a, a_stride, inputs, delta, outputs, samples, S, counting, all_zero, scratch, gradient):
     products.weight_gradient(
-        at(a, 0), a_stride, inputs, at(delta, 0), outputs, samples, S, at(counting, 0), at(none, 0), at(scratch, 0),
+        at(a, 0), a_stride, inputs, at(delta, 0), outputs, samples, S, at(counting, 0), at(all_zero, 0), at(scratch, 0),
         at(gradient, 0),
     )  # fmt: skip
 
@@ -267,13 +267,13 @@ def decay(plan, w, numbers):
 
 
 @entry
-def rate_factor(schedule, settings, epoch, reached, space):
-    return formulas.rate_factor(schedule, at(settings, 0), epoch, reached, at(space, 0))
+def rate_factor(schedule, settings, epoch, reached, vector):
+    return formulas.rate_factor(schedule, at(settings, 0), epoch, reached, at(vector, 0))
 
 
 @entry
-def power(base, exponent, space):
-    return formulas.power(base, exponent, at(space, 0))
+def power(base, exponent, vector):
+    return formulas.power(base, exponent, at(vector, 0))
 
 
 @entry
@@ -292,8 +292,8 @@ def shuffle(seed, epoch, order):
 
 
 @entry
-def gather(data, order, count, F, S, panels, none, out):
-    kernels.gather(at(data, 0), at(order, 0), count, F, S, panels, at(none, 0), at(out, 0))
+def gather(data, order, count, F, S, panels, all_zero, out):
+    kernels.gather(at(data, 0), at(order, 0), count, F, S, panels, at(all_zero, 0), at(out, 0))
 
 
 @entry
@@ -810,10 +810,10 @@ def test_shrink_equals_its_twin_for_factors_that_the_type_lacks(dtype, rng):
 
 def test_power_is_numpys():
     for base, exponent in [(0.5, 3.0), (0.98, 1.0), (0.98, 0.0), (0.9, 6000.0), (1.0, 1e6), (1e6 + 1, -0.5), (3, 0.3)]:
-        space = np.full(8, 7.0)
+        vector = np.full(8, 7.0)
 
         expected = np.power(base, exponent)
-        actual = call(power, float(base), exponent, space, writes=[space])
+        actual = call(power, float(base), exponent, vector, writes=[vector])
 
         assert actual == pytest.approx(expected, rel=1e-12)
 
@@ -842,10 +842,10 @@ SCHEDULES = [
 def test_rate_factor_equals_its_twin(schedule):
     plan = make_plan(Network((1, 1)), 1, 1, SGD(), schedule=schedule)
     for epoch in [*range(25), 1000]:
-        arguments, space = (plan.schedule, plan.schedule_settings, epoch, 0.25), np.full(8, 7.0)
+        arguments, vector = (plan.schedule, plan.schedule_settings, epoch, 0.25), np.full(8, 7.0)
 
         expected = reference.rate_factor(*arguments)
-        actual = call(rate_factor, *arguments, space, writes=[space])
+        actual = call(rate_factor, *arguments, vector, writes=[vector])
 
         assert actual == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
@@ -1431,9 +1431,9 @@ def test_saturated_runs_leave_no_subnormal_deltas_or_momenta(optimizer, tiny, dt
 def predicted(engine, network, x, order, batch_size=None, **extras):
     """Predictions for the rows in this order."""
     plan = make_plan(network, len(order), batch_size or len(order), **extras)
-    gathered, activations, none = forward_memory(plan, x.dtype)
+    gathered, activations, all_zero = forward_memory(plan, x.dtype)
     predictions = np.empty((len(order), network.sizes[-1]), x.dtype)
-    arguments = plan, network.params, x, order, none, gathered, activations, predictions
+    arguments = plan, network.params, x, order, all_zero, gathered, activations, predictions
     if engine is kernels:
         status = call(engine.predict, *arguments, writes=[gathered, activations, predictions])
     else:
