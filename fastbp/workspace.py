@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import functools
 import itertools
@@ -63,7 +64,11 @@ EPOCH, ROW, PANEL, STALE, STALE_RATE = range(POSITION_PLACES)
 TOTALS_PLACES = 10
 LOSS, ERROR, POWER1, POWER2, MISFIT, BATCH_WEIGHT, WEIGHT, BEST, BEST_RATE, FACTOR = range(TOTALS_PLACES)
 
-HISTORY = ("loss", "error", "validation_loss", "validation_error", "validation_misfit")  # of a Memory, an epoch each
+# Arrays of a Memory in the working precision, but for the parameters; and those that have a number for each epoch.
+WORKING = (
+    "gradient", "first", "second", "best", "all_zero", "scalars", "data", "activations", "kept", "deltas", "scratch",
+)  # fmt: skip
+HISTORY = ("loss", "error", "validation_loss", "validation_error", "validation_misfit")
 
 # Places in Memory.scalars, through which numbers pass from float64 to the working precision.
 SCALARS_PLACES = 6
@@ -71,7 +76,7 @@ SCALE, RATE, REST1, REST2, CORRECTED_RATE, CORRECTED_EPSILON = range(SCALARS_PLA
 
 
 class Plan(NamedTuple):
-    """What is computed; nothing here is written."""
+    """What is computed; nothing here is written. A plan equals itself alone, so that what is made of it can be kept."""
 
     sizes: NDArray[np.int64]  # (layers + 1,) units, inputs first
     kinds: NDArray[np.int64]  # (layers,) codes of the activations
@@ -105,6 +110,12 @@ class Plan(NamedTuple):
     width: int  # S, samples of a panel
     block: int  # panels of a block at most
     tiny: bool  # whether a batch is one vector of a very small network, trained without extras
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
 
     @property
     def lean(self) -> bool:
@@ -162,15 +173,31 @@ _LAYOUTS = {
 
 def words_of(bundle: Plan | Memory) -> NDArray[np.int64]:
     """The fields as kernels read them, 8 bytes each: numbers, and addresses of arrays, which must outlive the words."""
-    values = [x.__array_interface__["data"][0] if isinstance(x, np.ndarray) else x for x in bundle]
+    return _words_of_plan(bundle) if isinstance(bundle, Plan) else _words(bundle)
+
+
+def _words(bundle: Plan | Memory) -> NDArray[np.int64]:
+    values = [address(x) if isinstance(x, np.ndarray) else x for x in bundle]
     return np.frombuffer(bytearray(struct.pack(_LAYOUTS[type(bundle)], *values)), np.int64)
+
+
+@functools.lru_cache(maxsize=256)  # as many as plans are kept
+def _words_of_plan(plan: Plan) -> NDArray[np.int64]:
+    return _words(plan)
+
+
+def address(array: Array) -> int:
+    """Where the numbers of an array lie; 0 if there are none."""
+    if array.flags.writeable:  # NumPy's own answer takes four times as long: of some forty a training has to wait for
+        return ctypes.addressof(ctypes.c_char.from_buffer(array)) if array.size else 0  # type: ignore[arg-type]
+    return array.__array_interface__["data"][0]
 
 
 def aligned(size: int, dtype: Any) -> Array:
     """Zeros that begin at a multiple of 64 bytes: a vector that crosses cache lines costs two accesses."""
     spare = VECTOR_BYTES // dtype.itemsize
     raw = np.zeros(size + spare, dtype)
-    start = -raw.__array_interface__["data"][0] % VECTOR_BYTES // dtype.itemsize
+    start = -address(raw) % VECTOR_BYTES // dtype.itemsize
     return raw[start : start + size]
 
 
@@ -301,6 +328,7 @@ def memory_sizes(plan: Plan, dtype: Any, epochs: int) -> dict[str, int]:
         "second": P,
         "best": P * plan.keep_best,
         "all_zero": all_zero,
+        "scalars": SCALARS_PLACES,
         "order": plan.rows * plan.shuffled,
         "data": data,
         "activations": activations,
@@ -318,19 +346,18 @@ def memory_sizes(plan: Plan, dtype: Any, epochs: int) -> dict[str, int]:
 def make_memory(plan: Plan, params: Array, epochs: int) -> Memory:
     """Memory to train for so many epochs, with these parameters, which the kernel updates in place."""
     dtype, sizes = params.dtype, memory_sizes(plan, params.dtype, epochs)
-    data, activations, all_zero = forward_memory(plan, dtype)
+    lanes = VECTOR_BYTES // dtype.itemsize
+    # In one piece, each part at a whole vector: to make it takes longer than an epoch of a small network.
+    ends = list(itertools.accumulate((-(-sizes[name] // lanes) * lanes for name in WORKING), initial=0))
+    piece = aligned(ends[-1], dtype)
     totals = np.zeros(TOTALS_PLACES)
-    totals[[POWER1, POWER2, FACTOR]], totals[[BEST, BEST_RATE]] = 1, np.inf
+    totals[POWER1] = totals[POWER2] = totals[FACTOR] = 1
+    totals[BEST] = totals[BEST_RATE] = np.inf
     memory = Memory(
         params=params,
-        **{name: aligned(sizes[name], dtype) for name in ("gradient", "first", "second", "best")},
-        all_zero=all_zero,
-        counting=np.arange(VECTOR_BYTES // dtype.itemsize),
+        **{name: piece[start : start + sizes[name]] for name, start in zip(WORKING, ends, strict=False)},
+        counting=np.arange(lanes),
         order=np.empty(sizes["order"], np.int64),
-        scalars=aligned(SCALARS_PLACES, dtype),
-        data=data,
-        activations=activations,
-        **{name: aligned(sizes[name], dtype) for name in ("kept", "deltas", "scratch")},
         position=np.zeros(POSITION_PLACES, np.int64),
         totals=totals,
         vector=aligned(VECTOR_BYTES // 8, np.dtype(np.float64)),
