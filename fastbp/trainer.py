@@ -1,50 +1,65 @@
-"""`Trainer`: a training that is kept open, one update at a time."""
+"""`Trainer`: the one place where a training lives, for whole epochs or for one update at a time."""
 
 from __future__ import annotations
 
-import dataclasses
+import time
 from collections.abc import Callable
 from threading import Lock
+from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastbp import checkpoint, checks, choices
-from fastbp.choices import REDUCTIONS, Optimizer
+from fastbp import settings as settings_of
+from fastbp.choices import IRprop, Optimizer
+from fastbp.data import Data, bytes_needed, split
 from fastbp.network import CALL_WORK, Network, engine
+from fastbp.reference import rate_factor
+from fastbp.results import STATE, State
+from fastbp.settings import Settings
 from fastbp.workspace import (
     EPOCH,
+    FACTOR,
+    HISTORY,
     POWER1,
     POWER2,
+    STALE,
+    TRAINING_LOSS,
+    VALIDATION_LOSS,
+    VALIDATION_MISFIT,
+    Memory,
+    Plan,
     aligned,
     make_memory,
     make_plan,
     memory_sizes,
     panels_in,
+    panels_of,
 )
 
 Array = NDArray[Any]
 
+CHUNK_SECONDS = 0.02  # how long Ctrl-C may have to wait
 STEPS = 1024  # of one lap: kernels take each for an epoch, and memory has a loss for so many
 MOST_BATCHES = 64  # numbers of rows that a trainer is prepared for
-STATE = ("params", "first", "second", "totals")  # of a Memory: what a step changes
+STEPPED = ("params", "first", "second", "totals")  # of a Memory: what a step changes
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Settings:
-    """What a trainer was told, checked."""
+class Course(NamedTuple):
+    """What is prepared for the epochs of a training on the same rows."""
 
-    optimizer: Optimizer
-    mean: bool
-    l2: float
-    dropout: tuple[float, ...]
-    clip_norm: float
-    seed: int
+    plan: Plan
+    memory: Memory
+    run: Callable[[int], int]  # what `bind` of the back end returned
+    epochs: int  # at whose end it ends, from the first one on
+    compute: ModuleType
+    compile_seconds: float
 
 
 class Batch(NamedTuple):
-    """What is prepared for one number of rows."""
+    """What is prepared for steps with one number of rows."""
 
     x: Array  # (n, inputs), y as it is handed in and weights (n,): views of the rows that are taken
     y: Array
@@ -128,31 +143,24 @@ class Trainer:
         seed: int | None = None,
     ) -> None:
         checks.instance("network", network, Network)
-        precision, layers = network.params.dtype, len(network.sizes) - 2
-        settings = Settings(
-            optimizer=checks.optimizer(optimizer, learning_rate),
-            mean=checks.choice("reduction", reduction, REDUCTIONS) == "mean",
-            l2=checks.number("l2", l2, at_least=0),
-            dropout=checks.dropout(dropout, layers),
-            clip_norm=0.0 if clip_norm is None else checks.number("clip_norm", clip_norm, above=0),
-            seed=checks.seed(seed),
-        )
-        self._prepare(network, settings, precision)
+        told = settings_of.checked(
+            len(network.sizes) - 2, network.params.dtype, optimizer=optimizer, learning_rate=learning_rate, l2=l2,
+            dropout=dropout, clip_norm=clip_norm, reduction=reduction, seed=seed,
+        )  # fmt: skip
+        self._begin(network, told, None)
+        self._open()
 
-    def _prepare(self, network: Network, settings: Settings, precision: Any) -> None:
-        """Take the settings, once they fit the precision, and the memory of a training that has made no step."""
-        rates = {f"dropout[{layer}]": rate for layer, rate in enumerate(settings.dropout)}
-        checks.representable(settings.optimizer, precision)
-        checks.normal(precision, l2=settings.l2, huber_delta=network.huber_delta, **rates)
-        checks.normal(np.dtype(np.float64), clip_norm=settings.clip_norm)
-        params = network._params
-        checks.memory(6 * params.nbytes, f"the training of {params.size} parameters")
-        plan = make_plan(network, 1, 1, settings.optimizer)
-        self._network, self._settings, self._precision, self._steps = network, settings, precision, 0
-        self._memory = make_memory(plan, params, STEPS)
-        self._saved = self._memory._replace(**{name: getattr(self._memory, name).copy() for name in STATE})
-        self._batches: dict[tuple[tuple[int, ...], tuple[int, ...], bool], Batch] = {}
-        self._lock = Lock()
+    @classmethod
+    def _of(cls, network: Network, settings: Settings, state: State | None) -> Trainer:
+        """Return the trainer of a training with checked settings, at its beginning or in the state it was left in."""
+        trainer = object.__new__(cls)
+        trainer._begin(network, settings, state)
+        return trainer
+
+    def _begin(self, network: Network, settings: Settings, state: State | None) -> None:
+        checks.normal(network.params.dtype, huber_delta=network.huber_delta)
+        self._network, self._settings, self._state = network, settings, state
+        self._precision, self._steps, self._lock = network.params.dtype, 0, Lock()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Trainer is neither copied nor pickled, but saved by `save` and loaded by `load`")
@@ -166,6 +174,139 @@ class Trainer:
     def steps(self) -> int:
         """Steps made."""
         return self._steps
+
+    def _course(self, data: Data, epochs: int) -> Course:
+        """Lay the data out, and prepare to train on them for so many epochs from where the training is."""
+        network, settings, state = self._network, self._settings, self._state
+        # Now, and no sooner: converting X and y runs code of the caller's, which may write to the network.
+        params = network.params
+        checks.parameters(params, network.sizes, network.bias, writeable=True)
+        if params.dtype != data.X.dtype:
+            raise checks.DataError(f"must stay {data.X.dtype}, got {params.dtype}", "network.params")
+        plan = self._plan(data, epochs)
+        rows, held_rows, spread = split(settings, network.loss, data)
+        began = time.perf_counter()
+        compute = engine(settings.backend)
+        compile_seconds = time.perf_counter() - began
+        if not compute.PANELS:
+            plan = _in_whole_batches(plan)
+        if spread:
+            plan = plan._replace(spread=np.array(spread))
+        panels = panels_of(rows, plan) if compute.PANELS and not plan.shuffled else rows.ravel()
+        validation = panels[:0]
+        if held_rows is not None:
+            once = plan._replace(batch_size=len(held_rows))
+            validation = panels_of(held_rows, once) if compute.PANELS else held_rows.ravel()
+        del rows, held_rows
+        done = self._done
+        memory = make_memory(plan, params, done + epochs)
+        if state is not None:
+            for name in STATE:
+                getattr(memory, name)[:] = state.arrays[name]
+            for name in HISTORY:
+                getattr(memory, name)[:done] = state.arrays.get(name, ())
+        began = time.perf_counter()
+        run = compute.bind(plan, memory, panels, validation)
+        run(0)
+        compile_seconds += time.perf_counter() - began
+        return Course(plan, memory, run, done + epochs, compute, compile_seconds)
+
+    @property
+    def _done(self) -> int:
+        """Epochs that the training began with."""
+        return 0 if self._state is None else int(self._state.arrays["position"][EPOCH])
+
+    def _plan(self, data: Data, epochs: int) -> Plan:
+        """Plan the training, and refuse what cannot be or does not fit."""
+        network, settings, state, precision = self._network, self._settings, self._state, self._precision
+        n, held = data.rows, data.held
+        batch_size = n if settings.batch_size is None else min(settings.batch_size, n)
+        if isinstance(settings.optimizer, IRprop):
+            if batch_size < n:
+                raise checks.ParameterError(
+                    f"must be None with the optimizer 'irprop', which reads signs of whole gradients, got {batch_size}",
+                    "batch_size",
+                )
+            if not isinstance(settings.schedule, choices.Constant):
+                raise checks.ParameterError(
+                    f"must be 'constant' with the optimizer 'irprop', which needs no rate, "
+                    f"got {type(settings.schedule).__name__}",
+                    "schedule",
+                )
+        watched = TRAINING_LOSS if not held else VALIDATION_LOSS if settings.watch == "loss" else VALIDATION_MISFIT
+        plan = make_plan(
+            network, n, batch_size, settings.optimizer, mean=settings.mean,
+            weighted=data.weights is not None or settings.class_weight is not None,
+            shuffled=settings.shuffle and batch_size < n, seed=settings.seed, l2=settings.l2,
+            clip_norm=settings.clip_norm, dropout=settings.dropout, schedule=settings.schedule, validation_rows=held,
+            watched=watched, patience=-1 if settings.patience is None else settings.patience,
+            min_delta=settings.min_delta, keep_best=bool(held) and settings.patience is not None,
+        )  # fmt: skip
+        done = self._done
+        if state is not None and epochs:
+            with np.errstate(under="ignore"):
+                factor = rate_factor(plan.schedule, plan.schedule_settings, done, float(state.arrays["totals"][FACTOR]))
+            if factor * settings.optimizer.learning_rate < np.finfo(precision).tiny:
+                raise checks.ParameterError(
+                    f"must be 0, got {epochs}: after {done} epochs {settings.schedule} has brought the learning "
+                    "rate to 0, and no weight would move",
+                    "epochs",
+                )
+        in_panels = settings.backend == "numba"
+        shown = plan if in_panels else _in_whole_batches(plan)
+        needed = bytes_needed(shown, in_panels, settings, data, done + epochs, state is not None)
+        checks.memory(sum(needed.values()), f"this training, most of it for {max(needed, key=needed.__getitem__)},")
+        return plan
+
+    def _train(self, course: Course, attend: Callable[[int], str | None], every: int | None = None) -> tuple[int, str]:
+        """Train to the end of the course, in calls of some 20 ms, so that Python can attend to Ctrl-C.
+
+        How it is cut shows in no result. In between, and after each `every` epochs, `attend(epoch)` is called with the
+        epochs done; what it returns ends the training. Returns 0, or the epoch, counted from 1, that did not end with
+        finite numbers (memory then holds the epoch before), and why the training ended.
+        """
+        plan, memory, run, epochs, compute, _ = course
+        per_epoch, first = plan.blocks_per_epoch, int(memory.position[EPOCH])
+        blocks, left = 1, 0  # blocks of the next chunk; blocks left until a chunk may begin that can be taken back
+        epoch, start = first, [array.copy() for array in memory.state]
+        while epoch < epochs:
+            if left == 0:
+                whole = min(max(1, blocks // per_epoch), epochs - epoch)
+                left = per_epoch * (min(whole, every - (epoch - first) % every) if every else whole)
+                for array, saved in zip(memory.state, start, strict=True):
+                    saved[:] = array
+            chunk = min(blocks, left)
+            began = time.perf_counter()
+            status = run(chunk)
+            seconds = time.perf_counter() - began
+            left -= chunk
+            epoch = int(memory.position[EPOCH])
+            if status == compute.DIVERGED:
+                for array, saved in zip(memory.state, start, strict=True):
+                    array[:] = saved
+                run((epoch - 1 - int(memory.position[EPOCH])) * per_epoch)
+                return epoch, "epochs"
+            # Eight times as many at most: of the shortest chunks the clock tells little.
+            blocks = max(1, min(8 * chunk, int(chunk * CHUNK_SECONDS / max(seconds, 1e-9))))
+            if left == 0 or status == compute.STOPPED:
+                ended = attend(epoch)
+                if status == compute.STOPPED:
+                    return 0, "patience" if memory.position[STALE] > plan.patience >= 0 else "plateau"
+                if ended:
+                    return 0, ended
+        return 0, "epochs"
+
+    def _open(self) -> None:
+        """Prepare for steps, once memory has been seen to suffice."""
+        params, settings, state = self._network._params, self._settings, self._state
+        checks.memory(6 * params.nbytes, f"the training of {params.size} parameters")
+        memory = make_memory(make_plan(self._network, 1, 1, settings.optimizer), params, STEPS)
+        if state is not None:
+            memory.first[:], memory.second[:] = state.arrays["first"], state.arrays["second"]
+            memory.totals[[POWER1, POWER2]] = state.arrays["totals"][[POWER1, POWER2]]
+        self._memory = memory
+        self._saved = memory._replace(**{name: getattr(memory, name).copy() for name in STEPPED})
+        self._batches: dict[tuple[tuple[int, ...], tuple[int, ...], bool], Batch] = {}
 
     def step(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Make one update from these rows, as one batch.
@@ -306,7 +447,7 @@ class Trainer:
     def _restore(self, steps: int) -> None:
         """Return to the state before a step, the last that was begun."""
         memory = self._memory
-        for name in STATE:
+        for name in STEPPED:
             getattr(memory, name)[:] = getattr(self._saved, name)
         memory.gradient[:] = 0
         memory.position[:] = 0
@@ -340,8 +481,7 @@ class Trainer:
         >>> Trainer.load("trainer.npz").step([[1.0]], [1.0]) == trainer.step([[1.0]], [1.0])
         True
         """
-        settings = dataclasses.asdict(self._settings)
-        settings["optimizer"] = {"class": type(self._settings.optimizer).__name__, **settings["optimizer"]}
+        settings = settings_of.to_file(self._settings)
         with self._lock:
             self._network._checked()
             network, arrays = self._network._to_file()
@@ -391,11 +531,11 @@ class Trainer:
             if metadata.get("kind") != "trainer" or metadata.keys() != {"kind", "network", "settings", "steps"}:
                 raise ValueError("it does not hold a trainer")
             network = Network._from_file(metadata["network"], {"params": arrays.pop("params")})
-            settings = _settings_from_file(metadata["settings"], len(network.sizes) - 2)
+            told = settings_of.from_file(len(network.sizes) - 2, network.params.dtype, metadata["settings"])
             steps = checks.count("steps", metadata["steps"], 0, 2**53)
             _check_state(arrays, network.params)
-            trainer = object.__new__(cls)
-            trainer._prepare(network, settings, network.params.dtype)
+            trainer = cls._of(network, told, None)
+            trainer._open()
             memory = trainer._memory
             memory.first[:], memory.second[:] = arrays["first"], arrays["second"]
             memory.totals[[POWER1, POWER2]] = arrays["powers"]
@@ -404,19 +544,9 @@ class Trainer:
             return trainer
 
 
-def _settings_from_file(saved: dict[str, Any], layers: int) -> Settings:
-    """Return the checked settings that `save` described, or raise nearly anything."""
-    classes = {kind.__name__: kind for kind in choices.OPTIMIZERS.values()}
-    fields = {key: value for key, value in saved["optimizer"].items() if key != "class"}
-    given = Settings(**{**saved, "optimizer": classes[saved["optimizer"]["class"]](**fields)})
-    return Settings(
-        optimizer=checks.optimizer(given.optimizer),
-        mean=checks.flag("mean", given.mean),
-        l2=checks.number("l2", given.l2, at_least=0),
-        dropout=checks.dropout(given.dropout or 0.0, layers),
-        clip_norm=checks.number("clip_norm", given.clip_norm, at_least=0),
-        seed=checks.count("seed", given.seed, 0, 2**32 - 1),
-    )
+def _in_whole_batches(plan: Plan) -> Plan:
+    """Return a plan without blocks, for which NumPy has no use."""
+    return plan._replace(block=-(-plan.batch_size // plan.width))
 
 
 def _check_state(arrays: dict[str, Array], params: Array) -> None:

@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 import re
-import sys
 import threading
 import time
 import tracemalloc
@@ -32,7 +31,7 @@ from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.class_weight import compute_sample_weight
 
 import fastbp
-from fastbp import checks, workspace
+from fastbp import checks, data, trainer, workspace
 from fastbp.checks import DataError, DivergenceError, ParameterError, ParameterTypeError, ResourceError
 from fastbp.choices import (
     BACKENDS,
@@ -55,7 +54,6 @@ from fastbp.choices import (
 from fastbp.workspace import FACTOR, STALE, STALE_RATE
 
 train, resume, Network = fastbp.train, fastbp.resume, fastbp.Network
-MODULE = sys.modules["fastbp.train"]  # the name fastbp.train may stand for the function
 MULTI_BLOCK = 150  # rows of a batch that takes several blocks in either precision
 
 XOR_X = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], float)
@@ -266,7 +264,7 @@ def test_chunking_never_shows(settings, monkeypatch):
     X, y = task("squared_error", settings.pop("rows", 37))
     runs = []
     for seconds in (0, 1e-4, 0.5):  # 0: one block a chunk
-        monkeypatch.setattr(MODULE, "CHUNK_SECONDS", seconds)
+        monkeypatch.setattr(trainer, "CHUNK_SECONDS", seconds)
         runs.append(bits(train(X, y, **settings)))
 
     assert runs == [runs[0]] * 3
@@ -739,7 +737,7 @@ def test_diverged_run_keeps_the_last_finite_epoch(settings, backend):
 def test_chunking_never_shows_in_a_diverged_run(settings, monkeypatch):
     runs = []
     for seconds in (0, 1e-4, 0.5):
-        monkeypatch.setattr(MODULE, "CHUNK_SECONDS", seconds)
+        monkeypatch.setattr(trainer, "CHUNK_SECONDS", seconds)
         error, _ = diverge(settings)
         runs.append((error.epoch, bits(error.result)))
 
@@ -901,7 +899,7 @@ def test_float32_agrees_with_float64(name):
 def test_chunking_never_shows_with_extras(name, monkeypatch):
     runs = []
     for seconds in (0, 0.5):  # 0: one block a chunk
-        monkeypatch.setattr(MODULE, "CHUNK_SECONDS", seconds)
+        monkeypatch.setattr(trainer, "CHUNK_SECONDS", seconds)
         runs.append(outcome(train(**arguments(name, epochs=40))))
 
     assert runs[1] == runs[0]
@@ -1475,7 +1473,7 @@ def test_result_says_why_training_ended(end, backend):
 def clock(monkeypatch):
     """A clock that each look puts forward by as much as a chunk should take, so that chunks stay as short as can be."""
     looks = itertools.count()
-    monkeypatch.setattr(MODULE.time, "perf_counter", lambda: next(looks) * MODULE.CHUNK_SECONDS)
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: next(looks) * trainer.CHUNK_SECONDS)
     return looks
 
 
@@ -1483,7 +1481,7 @@ def clock(monkeypatch):
 def test_time_limit_ends_after_a_whole_epoch(backend, clock):
     X, y = task("squared_error")
     settings = {"batch_size": 5, "seed": 0, "backend": backend}
-    epoch = (2 * 8 + 1) * MODULE.CHUNK_SECONDS  # before and after each of 8 batches, and at the end
+    epoch = (2 * 8 + 1) * trainer.CHUNK_SECONDS  # before and after each of 8 batches, and at the end
     result = train(X, y, **settings, epochs=1000, time_limit=2.5 * epoch)
 
     expected = train(X, y, **settings, epochs=3)
@@ -1500,24 +1498,24 @@ def test_time_limit_is_kept_to_within_two_chunks(backend):
     settings = {"batch_size": 5, "seed": 0, "backend": backend, "epochs": 3_000_000}
     train(*task("squared_error"), **settings | {"epochs": 1})
     assert_once_at_most(
-        0.05 + 2 * MODULE.CHUNK_SECONDS, lambda: train(*task("squared_error"), **settings, time_limit=0.05).seconds
+        0.05 + 2 * trainer.CHUNK_SECONDS, lambda: train(*task("squared_error"), **settings, time_limit=0.05).seconds
     )
 
 
 def test_time_limit_does_not_count_the_compiling(clock, monkeypatch):
-    quick = MODULE.engine
+    quick = trainer.engine
 
     def engine(backend):
         for _ in range(1000):
             next(clock)
         return quick(backend)
 
-    monkeypatch.setattr(MODULE, "engine", engine)
-    result = train(*task("squared_error"), epochs=20, time_limit=900 * MODULE.CHUNK_SECONDS)
+    monkeypatch.setattr(trainer, "engine", engine)
+    result = train(*task("squared_error"), epochs=20, time_limit=900 * trainer.CHUNK_SECONDS)
 
     assert result.stopped == "epochs"
-    assert result.compile_seconds > 1000 * MODULE.CHUNK_SECONDS
-    assert result.seconds < 900 * MODULE.CHUNK_SECONDS
+    assert result.compile_seconds > 1000 * trainer.CHUNK_SECONDS
+    assert result.seconds < 900 * trainer.CHUNK_SECONDS
 
 
 def test_time_limit_after_the_last_epoch_is_none():
@@ -1856,7 +1854,7 @@ def test_every_parameter_of_resume_has_bad_values():
 def test_bad_argument_of_resume_is_refused(name, changed, error, fragment, monkeypatch):
     result = whole(name, "", epochs=1)
     before = outcome(result)
-    monkeypatch.setattr(MODULE, "engine", lambda backend: pytest.fail("the bad argument reached a kernel"))
+    monkeypatch.setattr(trainer, "engine", lambda backend: pytest.fail("the bad argument reached a kernel"))
     with pytest.raises(error, match=fragment):
         resume(**{"result": result, "epochs": 1} | data_of(name) | changed)
 
@@ -2117,7 +2115,7 @@ def assert_refused(monkeypatch, arguments, error, fragment):
     def reached(backend):
         pytest.fail("the bad argument reached a kernel")
 
-    monkeypatch.setattr(MODULE, "engine", reached)
+    monkeypatch.setattr(trainer, "engine", reached)
     arguments = {"X": XOR_X, "y": XOR_Y} | arguments
     before = contents(arguments["X"]), contents(arguments["y"])
     with pytest.raises(error, match=fragment):
@@ -2603,7 +2601,7 @@ TOO_BIG = [
 @pytest.mark.parametrize(("settings", "message"), TOO_BIG)
 def test_training_that_does_not_fit_says_what_is_too_big(settings, message, monkeypatch):
     monkeypatch.setattr(checks, "_physical_memory", lambda: 400_000 if "hidden" in settings else 1000)
-    monkeypatch.setattr(MODULE, "engine", lambda backend: pytest.fail("something was allocated"))
+    monkeypatch.setattr(trainer, "engine", lambda backend: pytest.fail("something was allocated"))
     with pytest.raises(ResourceError, match=message):
         train(XOR_X, XOR_Y, **settings)
 
@@ -2651,7 +2649,7 @@ def test_interrupt_between_two_pieces_loses_nothing(after, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(workspace, "PIECE", 20)
         patch.setattr(workspace, "pieces", interrupted)
-        patch.setattr(MODULE, "pieces", interrupted)
+        patch.setattr(data, "pieces", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(X, y, network=network, **settings)
     after_it = network.params.tobytes()

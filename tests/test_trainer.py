@@ -234,7 +234,7 @@ def test_bad_rows_change_nothing(name, as_arrays, prepared):
 def copy_of(one):
     """A trainer in the same state, made without files."""
     other = Trainer(one.network.copy())
-    for name in trainer.STATE:
+    for name in trainer.STEPPED:
         getattr(other._memory, name)[:] = getattr(one._memory, name)
     return other
 

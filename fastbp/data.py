@@ -1,0 +1,152 @@
+"""What a training is handed as data: checked against the network, split, weighed, and the memory that it will take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastbp import checks
+from fastbp.choices import CLASSIFYING
+from fastbp.settings import Settings
+from fastbp.workspace import HISTORY, PIECE, Plan, memory_sizes, panels_in, pieces, rows_of
+
+Array = NDArray[Any]
+
+
+class Data(NamedTuple):
+    """What is trained on, checked, and not yet laid out."""
+
+    X: Array
+    y: Array
+    weights: Array | None
+    validation: tuple[Array, Array, Array | None] | None  # likewise, if it was handed in
+    held: int  # rows for validation, handed in or drawn from the others
+
+    @property
+    def rows(self) -> int:
+        """Rows that are trained on."""
+        return len(self.X) - (self.held if self.validation is None else 0)
+
+
+def checked(
+    settings: Settings, precision: Any, loss: str, X: Any, y: Any, sample_weight: Any, validation: Any,
+    inputs: int | None, outputs: int | None,
+) -> Data:  # fmt: skip
+    """Check the data against the loss and what a network has, and count the rows of either kind."""
+    X = checks.features(X, precision, inputs)
+    y = checks.targets(y, loss, len(X), outputs, precision)
+    weights = None if sample_weight is None else checks.row_weights(sample_weight, len(X), precision)
+    if isinstance(validation, tuple):
+        held_X = checks.features(validation[0], precision, X.shape[1], name="validation[0]")
+        held_y = checks.targets(validation[1], loss, len(held_X), y.shape[1], precision, name="validation[1]")
+        given, held_weights = validation[2] if len(validation) == 3 else None, None
+        if given is not None:
+            held_weights = checks.row_weights(given, len(held_X), precision, "validation[2]")
+        return Data(X, y, weights, (held_X, held_y, held_weights), len(held_X))
+    if settings.validation is None:
+        if settings.watch == "score":
+            raise checks.ParameterError("must be 'loss' where there is no 'validation', got 'score'", "watch")
+        return Data(X, y, weights, None, 0)
+    size = max(1, round(settings.validation * len(X)))
+    if size >= len(X):
+        raise checks.ParameterError(f"must leave rows to train on, got {settings.validation} of {len(X)}", "validation")
+    return Data(X, y, weights, None, size)
+
+
+def split(settings: Settings, loss: str, data: Data) -> tuple[Array, Array | None, tuple[float, ...]]:
+    """Draw the rows for validation and weigh the classes; return the rows of either kind and the spread of a plan."""
+    X, y, weights, inputs = data.X, data.y, data.weights, data.X.shape[1]
+    held: Array | None = None
+    if data.validation is not None:
+        rows, held = rows_of(X, y, weights), rows_of(*data.validation)
+    elif data.held:
+        order = np.random.RandomState(settings.seed).permutation(len(X))  # a frozen stream
+        chosen = np.zeros(len(X), bool)
+        chosen[order[: data.held]] = True
+        del order
+        held, rows = (rows_of(X, y, weights, np.flatnonzero(part)) for part in (chosen, ~chosen))
+        if not (held[:, -1].any() and rows[:, -1].any()):
+            raise checks.DataError(
+                "must have a value above 0 among both parts of a 'validation' split", "sample_weight"
+            )
+    else:
+        rows = rows_of(X, y, weights)
+    if settings.class_weight is not None:
+        given = None if weights is None else rows[:, -1]
+        rows[:, -1] = checks.class_weights(settings.class_weight, loss, rows[:, inputs:-1], given)
+    if held is None or loss in CLASSIFYING:
+        return rows, held, ()
+    spread = _spread(held, inputs)
+    if settings.watch == "score" and not any(spread):
+        raise checks.DataError(
+            f"must hold rows of different targets where 'watch' is 'score', which is R^2: got targets "
+            f"that are all the same in {len(held)} row{'s' * (len(held) != 1)}",
+            "validation",
+        )
+    return rows, held, spread
+
+
+def _spread(rows: Array, inputs: int) -> tuple[float, ...]:
+    """1 / sqrt(outputs * variance) of each column of targets, weighted, so that R^2 is 1 - the mean misfit.
+
+    It is 0 where all targets are the same. They are divided by the largest difference among them, since squares of
+    those above 1e154 overflow, and below 1e-154 vanish; halves, since a difference may overflow too.
+    """
+    y, weights = rows[:, inputs:-1], rows[:, -1]
+    first, heaviest = y[np.argmax(weights > 0)].astype(np.float64) / 2, float(weights.max())
+    limits = np.finfo(rows.dtype)
+
+    def differences(piece: slice) -> tuple[Array, Array]:
+        w = weights[piece, None].astype(np.float64) / heaviest
+        return np.where(w > 0, y[piece].astype(np.float64) / 2 - first, 0), w
+
+    def total(term: Callable[[Array, Array], Array]) -> Array:
+        parts = (term(*differences(piece)) for piece in pieces(len(rows), rows.shape[1]))
+        return np.add.reduce([part.sum(axis=0) for part in parts])
+
+    with np.errstate(all="ignore"):
+        largest = np.zeros(y.shape[1])
+        for piece in pieces(len(rows), rows.shape[1]):
+            largest = np.maximum(largest, np.abs(differences(piece)[0]).max(axis=0))
+        differ = 2 * largest >= limits.tiny  # kernels take less for 0
+        scale = np.where(differ, largest, 1)
+        weight = total(lambda d, w: w)
+        mean = total(lambda d, w: w * (d / scale)) / weight
+        squares = total(lambda d, w: w * (d / scale - mean) ** 2)
+        differ &= squares > 0
+        root = np.sqrt(weight / (np.where(differ, squares, 1) * y.shape[1])) / scale / 2
+        return tuple(np.where(differ, root.clip(limits.tiny, limits.max), 0).tolist())
+
+
+def bytes_needed(
+    plan: Plan, in_panels: bool, settings: Settings, data: Data, epochs: int, resumed: bool
+) -> dict[str, int]:
+    """Bytes that a training takes while it takes most, by what they are for; the data handed in are among them."""
+    X, y, dtype, item = data.X, data.y, data.X.dtype, data.X.dtype.itemsize
+    n, held, features, P = plan.rows, data.held, X.shape[1] + y.shape[1] + 1, plan.parameters
+    sizes = memory_sizes(plan, dtype, epochs)
+    given = [X, y, data.weights, *(data.validation or ())]
+    rows, laid = item * (n + held) * features, 0
+    if in_panels:
+        in_order = 0 if plan.shuffled else panels_in(n, plan)
+        laid = item * features * plan.width * (in_order + panels_in(held, plan._replace(batch_size=max(held, 1))))
+    piece, drawn = min(max(n, held), PIECE // features + 1), settings.validation is not None
+    stages = (
+        rows + (10 * len(X) + item * features * piece) * drawn,  # who is chosen, twice, and their numbers
+        rows + 48 * n * (settings.class_weight is not None),
+        rows + laid + 8 * sizes["order"] + 88 * piece * (laid > 0) + len(X) * drawn,
+    )
+    copies = P + sum(sizes[name] for name in ("gradient", "first", "second", "best"))
+    block = sum(sizes[name] for name in ("all_zero", "data", "activations", "kept", "deltas", "scratch"))
+    history = sum(sizes[name] for name in HISTORY)
+    padded = f", batches of {plan.batch_size} padded to {plan.width}" if laid > 2 * rows else ""
+    return {
+        f"{len(X) + (held if data.validation else 0)} rows{padded}": sum(a.nbytes for a in given if a is not None)
+        + max(stages),
+        f"{P} parameters": item * ((2 + resumed) * copies + P),  # with those of a chunk's begin
+        f"the activations of {plan.block * plan.width} rows": item * block * (1 if in_panels else 3),
+        f"the losses of {epochs} 'epochs'": 8 * ((3 + resumed) * history + 3 * sizes["validation_loss"]),
+    }
