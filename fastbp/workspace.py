@@ -377,12 +377,11 @@ def pieces(n: int, numbers: int) -> Iterator[slice]:
 def rows_of(X: Array, y: Array, weights: Array | None = None, chosen: NDArray[np.int64] | None = None) -> Array:
     """The rows (n, F) that kernels gather from: x, y and the weight of the row, 1 by default; all or those chosen."""
     n, inputs, features = len(X) if chosen is None else len(chosen), X.shape[1], X.shape[1] + y.shape[1] + 1
-    weights = np.broadcast_to(1 if weights is None else weights, len(X))
     rows = aligned(n * features, X.dtype).reshape(n, features)
     for piece in pieces(n, features):
         those, part = piece if chosen is None else chosen[piece], rows[piece]
         part[:, :inputs], part[:, inputs:-1] = X[those], y[those]
-        part[:, -1] = weights[those]
+        part[:, -1] = 1 if weights is None else weights[those]
     return rows
 
 
@@ -397,6 +396,9 @@ def panels_of(rows: Array, plan: Plan) -> Array:
     n, features = rows.shape
     per_batch = -(-plan.batch_size // plan.width) * plan.width
     panels = aligned(panels_in(n, plan) * features * plan.width, rows.dtype).reshape(-1, features, plan.width)
+    if len(panels) == 1:  # as below, in a tenth of the time
+        panels[0, :, :n] = rows.T
+        return panels.ravel()
     for piece in pieces(n, features):
         batch, within = np.divmod(np.arange(piece.start, piece.stop), plan.batch_size)
         panel, sample = np.divmod(batch * per_batch + within, plan.width)
