@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,10 +39,13 @@ from fastbp.choices import CLASSIFYING, INITIALISERS, LOSSES, OPTIMIZERS, SCHEDU
 from fastbp.network import Network
 from fastbp.progress import Progress
 from fastbp.train import TrainResult, resume, train
+from fastbp.trainer import Trainer
 
 Array = NDArray[Any]
 
 FOREVER = 2**31 - 1  # more epochs than anyone trains
+SMALL = 2**16  # numbers that are looked at here instead of by scikit-learn: of more it is not slower
+UNCHANGING = {str, int, float, bool, type(None), tuple, *choices.OPTIMIZERS.values(), *choices.SCHEDULES.values()}
 
 # What `train` calls the parameters that scikit-learn has another name for; objects name their own numbers.
 _OBJECTS = {"optimizer": "solver", "schedule": "learning_rate"}
@@ -110,9 +114,45 @@ class _Views(list[Array]):
         return copy
 
 
+class _Opened:
+    """A training that is kept open from one `partial_fit` to the next, if all it takes is an update each.
+
+    That is so while the rows are one batch, nothing is drawn at random and the rate does not change.
+    """
+
+    def __init__(self, result: TrainResult, told: tuple[Any, ...] | None) -> None:
+        settings = result.state.settings
+        self.result, self.told, self.trainer = result, told, cast(Trainer | None, None)
+        constant = isinstance(settings.schedule, choices.Constant) and not settings.dropout
+        alike = constant and settings.class_weight is None and result.validation_loss is None
+        self.most_rows = 0 if told is None or not alike else settings.batch_size or sys.maxsize
+        self.losses: list[float] = []
+        self.errors: list[float] = []
+
+    def step(self, X: Array, y: Array, sample_weight: Any) -> float:
+        """Make the epoch, and return its loss."""
+        if self.trainer is None:
+            self.trainer = Trainer._of(self.result.network, self.result.state.settings, self.result.state)
+            self.trainer._open()
+        loss = self.trainer.step(X, y, sample_weight)
+        self.losses.append(loss)
+        self.errors.append(self.trainer._error())
+        return loss
+
+    def close(self) -> TrainResult:
+        """Return the result that `resume` would have returned after the last step."""
+        result = self.result
+        if self.trainer is None or not self.losses:
+            return result
+        loss, error = np.array([*result.loss, *self.losses]), np.array([*result.error, *self.errors])
+        return result._replace(loss=loss, error=error, state=self.trainer._state_now(loss.copy(), error.copy()))
+
+
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
 class _Perceptron(BaseEstimator):
     """What classifier and regressor share: scikit-learn's parameters, in its order, and ours."""
+
+    _opened = cast(_Opened | None, None)  # no annotation, which would make a parameter of it
 
     loss: str = dataclasses.field(default="log_loss", init=False)  # a parameter of the regressor, its first one
     hidden_layer_sizes: Any = (100,)
@@ -168,6 +208,14 @@ class _Perceptron(BaseEstimator):
     def intercepts_(self, values: Any) -> None:
         check_is_fitted(self)
         self.intercepts_[:] = values
+
+    @property
+    def result_(self) -> TrainResult | None:
+        """What `fastbp.resume` goes on from; None with "lbfgs"."""
+        if self._opened is not None:
+            self._result: TrainResult | None = self._opened.close()
+            self._opened = None
+        return self._result
 
     @property
     def n_layers_(self) -> int:
@@ -265,6 +313,11 @@ class _Perceptron(BaseEstimator):
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> Self:
         """Train one epoch further, without validation."""
+        opened, told_now = self._opened, self._told()
+        if opened and opened.told == told_now and opened.result.network is self.network_ and opened.most_rows:
+            X, targets = self._rows(X, y, False, classes)
+            if len(X) <= opened.most_rows:
+                return self._step(opened, X, targets, sample_weight)
         self._check_parameters()
         fresh = not hasattr(self, "network_")
         X, targets = self._rows(X, y, fresh, classes)
@@ -281,6 +334,28 @@ class _Perceptron(BaseEstimator):
             with _named():
                 result = train(X, targets, network=network, seed=_seed(random), **told, **settings)
         self._keep(result.network, result, result.loss[-1:].tolist(), len(X), fresh)
+        self._opened = _Opened(result, told_now)
+        return self
+
+    def _told(self) -> tuple[Any, ...] | None:
+        """Return the parameters that count in `partial_fit`; None if some of them might change unnoticed, or speak."""
+        values = tuple(getattr(self, name) for name in self.__dataclass_fields__ if name != "random_state")
+        kinds = tuple(map(type, values))
+        silent = self.callback is None and self.verbose is False
+        return (values, kinds) if silent and UNCHANGING.issuperset(kinds) else None
+
+    def _step(self, opened: _Opened, X: Array, targets: Array, sample_weight: Any) -> Self:
+        """Make an epoch of one batch as what it is: one update."""
+        try:
+            with _named():
+                loss = opened.step(X, targets, sample_weight)
+        except checks.DivergenceError as error:
+            before = opened.close()
+            raise checks.DivergenceError(len(before.loss) + 1, before) from error
+        self.n_iter_, self.loss_ = 1, loss
+        self.t_ += len(X)
+        self.loss_curve_.append(loss)
+        self.best_loss_: float | None = min(cast(float, self.best_loss_), loss)
         return self
 
     def _check_parameters(self) -> None:
@@ -355,8 +430,25 @@ class _Perceptron(BaseEstimator):
         )
         return first._replace(state=first.state._replace(settings=settings))
 
+    def _is_valid(self, X: Any) -> bool:
+        """Whether a small X is certainly what scikit-learn would return, which takes it a hundred microseconds."""
+        return (
+            type(X) is np.ndarray
+            and X.dtype.type in (np.float64, np.float32)
+            and X.ndim == 2
+            and len(X) > 0
+            and X.size <= SMALL
+            and X.shape[1] == self.n_features_in_
+            and X.flags.c_contiguous
+            and not hasattr(self, "feature_names_in_")
+            and bool(np.isfinite(X).all())
+        )
+
     def _validated(self, X: Any, y: Any, reset: bool, **how: Any) -> tuple[Array, Array]:
         """Check X and y as scikit-learn does; return X dense."""
+        plain = not reset and self._is_valid(X) and type(y) is np.ndarray and y.shape == X.shape[:1]
+        if plain and (y.dtype.kind in "biu" or (y.dtype.kind == "f" and np.isfinite(y).all())):
+            return X, y
         kinds = [np.float64, np.float32] if self.dtype is None else checks.dtype(self.dtype)
         X, y = validate_data(
             self, X, y, reset=reset, accept_sparse="csr", dtype=kinds, order="C", multi_output=True, **how
@@ -499,11 +591,11 @@ class _Perceptron(BaseEstimator):
 
     def _keep(self, network: Network, result: TrainResult | None, losses: list[float], rows: int, fresh: bool) -> None:
         """Keep what was trained, and the losses of the epochs, which saw so many rows each."""
-        self.network_, self.result_, self.n_iter_ = network, result, len(losses)
+        self.network_, self._result, self.n_iter_, self._opened = network, result, len(losses), None
         self.t_: int = rows * len(losses) + (0 if fresh else self.t_)
         self.loss_curve_: list[float] = losses if fresh else self.loss_curve_ + losses
         self.loss_ = losses[-1]
-        self.best_loss_: float | None = min(self.loss_curve_)
+        self.best_loss_ = min(self.loss_curve_)
         self.validation_scores_: list[float] | None = None
         self.best_validation_score_: float | None = None
         self.validation_loss_curve_: list[float] | None = None
@@ -556,12 +648,18 @@ class _Perceptron(BaseEstimator):
         """Return the outputs (n, outputs) of the network."""
         check_is_fitted(self)
         n_threads = checks.count("n_threads", self.n_threads)
-        X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=self.network_.params.dtype, order="C")
-        X = X.toarray() if scipy.sparse.issparse(X) else X
+        if not self._is_valid(X):
+            X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=self.network_.params.dtype, order="C")
+            X = X.toarray() if scipy.sparse.issparse(X) else X
         if n_threads == 1:
             return self.network_.predict(X)
         with ThreadPoolExecutor(n_threads) as pool:
             return np.concatenate([*pool.map(self.network_.predict, np.array_split(X, n_threads))])
+
+    def __getstate__(self) -> Any:
+        if self._opened is not None:  # which cannot be pickled
+            self._result, self._opened = self._opened.close(), None
+        return super().__getstate__()
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "network_")
@@ -844,7 +942,8 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
 
     def _rows(self, X: Any, y: Any, reset: bool, classes: Any = None, complete: bool = False) -> tuple[Array, Array]:
         X, y = self._validated(X, y, reset)
-        check_classification_targets(y)
+        if y.ndim == 2 or y.dtype.kind not in "biu":  # 1-D integers always are classes
+            check_classification_targets(y)
         if y.ndim == 2:
             return X, self._labels(y, reset, classes)
         if reset:

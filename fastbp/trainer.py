@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from threading import Lock
 from types import ModuleType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +23,7 @@ from fastbp.workspace import (
     EPOCH,
     FACTOR,
     HISTORY,
+    PIECE,
     POWER1,
     POWER2,
     STALE,
@@ -252,10 +253,12 @@ class Trainer:
                     "rate to 0, and no weight would move",
                     "epochs",
                 )
-        in_panels = settings.backend == "numba"
-        shown = plan if in_panels else _in_whole_batches(plan)
-        needed = bytes_needed(shown, in_panels, settings, data, done + epochs, state is not None)
-        checks.memory(sum(needed.values()), f"this training, most of it for {max(needed, key=needed.__getitem__)},")
+        rows = (n * plan.width + held) * (data.X.shape[1] + data.y.shape[1])  # or less, laid out
+        if max(rows, plan.parameters, done + epochs) > PIECE:  # what is smaller fits everywhere; to ask takes 10 us
+            in_panels = settings.backend == "numba"
+            shown = plan if in_panels else _in_whole_batches(plan)
+            needed = bytes_needed(shown, in_panels, settings, data, done + epochs, state is not None)
+            checks.memory(sum(needed.values()), f"this training, most of it for {max(needed, key=needed.__getitem__)},")
         return plan
 
     def _train(self, course: Course, attend: Callable[[int], str | None], every: int | None = None) -> tuple[int, str]:
@@ -453,6 +456,19 @@ class Trainer:
         memory.position[:] = 0
         memory.position[EPOCH] = steps % STEPS
         self._steps = steps
+
+    def _error(self) -> float:
+        """Return the mean absolute difference between target and prediction in the last step."""
+        return self._memory.error.item((self._steps - 1) % STEPS)
+
+    def _state_now(self, loss: Array, error: Array) -> State:
+        """Return the state of the training that was opened from a state, each step an epoch, with all their losses."""
+        memory, state = self._memory, cast(State, self._state)
+        arrays = {name: array.copy() for name, array in state.arrays.items()}
+        arrays |= {"first": memory.first.copy(), "second": memory.second.copy(), "loss": loss, "error": error}
+        arrays["position"][EPOCH] = len(loss)
+        arrays["totals"][[POWER1, POWER2]] = memory.totals[[POWER1, POWER2]]
+        return state._replace(params=memory.params.copy(), arrays=arrays)
 
     def save(self, path: checkpoint.Path) -> None:
         """Save network, settings and the state of the optimiser to a file that `Trainer.load` reads.

@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "xor": {"choices", "checks", "reference", "network", "train"},
     "export": {"choices", "checks", "network"},
     "plots": {"checks", "network", "train"},
-    "sklearn": {"choices", "checks", "progress", "network", "train"},
+    "sklearn": {"choices", "checks", "progress", "network", "train", "trainer"},
     "__init__": {"version", "errors", "choices", "network", "trainer", "train"},
     "__main__": {"__init__", "choices", "checks", "jit", "simd", "network", "trainer", "train", "xor"},
 }

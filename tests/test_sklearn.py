@@ -1458,6 +1458,150 @@ def test_divergence_before_any_epoch_ended_well_raises_with_a_validation():
         MLPRegressor(**SHORT | DIVERGING, early_stopping=True).fit(X, X[:, 0])
 
 
+# --- a training kept open from one partial_fit to the next ------------------------------------------------------------
+
+PIECES = [slice(0, 1), slice(1, 2), slice(2, 9), slice(9, 29), slice(29, 30), slice(30, 105), slice(0, 3), slice(3, 4)]
+
+
+def in_pieces(kind, steps, monkeypatch, weighted=False, **settings):
+    """An estimator that learns piece by piece, each of at most a batch in one step or not, but for the first."""
+    with monkeypatch.context() as patch:
+        if not steps:
+            patch.setattr("fastbp.sklearn.UNCHANGING", set())
+        X = features()
+        y, weights = targets(kind, X), np.linspace(0.5, 2, ROWS)
+        estimator = KINDS[kind][0](**KINDS[kind][1], **SHORT | settings)
+        classes = {"classes": np.unique(y)} if kind in ("binary", "multiclass") else {}
+        classes = {"classes": range(3)} if kind == "multilabel" else classes
+        for piece in PIECES:
+            given = {"sample_weight": weights[piece]} if weighted else {}
+            estimator.partial_fit(X[piece], y[piece], **given, **classes)
+        assert (estimator._opened.trainer is not None) == steps
+    return estimator
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    "settings", [{}, {"solver": "sgd", "clip_norm": 0.5}, {"solver": "rmsprop", "dtype": "float32"}]
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_step_of_partial_fit_is_an_epoch(kind, settings, weighted, monkeypatch):
+    expected, actual = (in_pieces(kind, steps, monkeypatch, weighted, **settings) for steps in (False, True))
+
+    for name in ("loss_curve_", "loss_", "best_loss_", "t_", "n_iter_"):
+        assert getattr(actual, name) == getattr(expected, name), name
+    state, other = actual.result_.state, expected.result_.state
+    assert state.settings == other.settings
+    for name, array in {"params": other.params, **other.arrays}.items():
+        assert {"params": state.params, **state.arrays}[name].tobytes() == array.tobytes(), name
+    assert parameters(actual).tobytes() == parameters(expected).tobytes()
+    assert actual.result_.loss.tolist() == actual.loss_curve_
+    assert actual.result_.error.tobytes() == expected.result_.error.tobytes()
+
+
+@pytest.mark.parametrize("look", [pickle.dumps, copy.deepcopy, lambda estimator: estimator.result_])
+def test_looking_at_an_estimator_between_steps_changes_nothing(look):
+    X = features()
+    expected, actual = MLPRegressor(**SHORT), MLPRegressor(**SHORT)
+    for row in range(12):
+        expected.partial_fit(X[row : row + 1], X[row : row + 1, 0])
+        actual.partial_fit(X[row : row + 1], X[row : row + 1, 0])
+        if row % 5 == 3:
+            look(actual)
+
+    assert parameters(actual).tobytes() == parameters(expected).tobytes()
+    assert actual.result_.loss.tobytes() == expected.result_.loss.tobytes()
+
+
+def test_result_between_steps_stays_as_it_is():
+    X = features()
+    regressor = MLPRegressor(**SHORT)
+    for row in range(4):
+        regressor.partial_fit(X[row : row + 1], X[row : row + 1, 0])
+    result = regressor.result_
+    before = result.network.params.copy()
+    for row in range(4):
+        regressor.partial_fit(X[row : row + 1], X[row : row + 1, 0])
+
+    assert result.network.params.tobytes() == before.tobytes()
+    assert len(result.loss) == 4
+
+
+def opened(**settings):
+    """An estimator whose next `partial_fit` is a step."""
+    X = features()
+    regressor = MLPRegressor(**SHORT | settings)
+    for _ in range(3):
+        regressor.partial_fit(X[:2], X[:2, 0])
+    assert regressor._opened.trainer is not None
+    return regressor, X[:2].copy(), X[:2, 0].copy()
+
+
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [
+        ({"shuffle": 1}, ParameterTypeError),
+        ({"warm_start": 0}, ParameterTypeError),
+        ({"alpha": -1}, ParameterError),
+        ({"hidden_layer_sizes": (7, 6)}, ParameterError),
+        ({"max_iter": True}, ParameterTypeError),
+    ],
+    ids=str,
+)
+def test_changed_parameter_is_checked_between_steps(changed, error):
+    regressor, X, y = opened(max_iter=1)
+
+    with pytest.raises(error):
+        regressor.set_params(**changed).partial_fit(X, y)
+
+
+def test_list_that_is_written_to_between_steps_is_noticed():
+    regressor = MLPRegressor(**SHORT | {"hidden_layer_sizes": (units := [7, 5])})
+    X = features()[:2]
+    for _ in range(3):
+        regressor.partial_fit(X, X[:, 0])
+    units[0] = 8
+
+    with pytest.raises(ParameterError, match="hidden_layer_sizes"):
+        regressor.partial_fit(X, X[:, 0])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["X", "y"])
+def test_bad_row_of_a_step_changes_nothing(where, bad):
+    regressor, X, y = opened()
+    before, curve = parameters(regressor), [*regressor.loss_curve_]
+    {"X": X, "y": y[:, None]}[where][1, 0] = bad
+
+    with pytest.raises(ValueError, match=r"NaN|infinity"):
+        regressor.partial_fit(X, y)
+    assert parameters(regressor).tobytes() == before.tobytes()
+    assert regressor.loss_curve_ == curve == regressor.result_.loss.tolist()
+
+
+def test_step_that_diverges_says_in_which_epoch():
+    regressor, X, y = opened(solver="sgd", learning_rate_init=0.1, momentum=0)
+    before = parameters(regressor)
+
+    with pytest.raises(DivergenceError, match="epoch 4") as caught:
+        regressor.partial_fit(X * 1e200, y)
+    assert caught.value.epoch == 4
+    assert len(caught.value.result.loss) == 3
+    assert parameters(regressor).tobytes() == before.tobytes()
+
+
+def test_weights_written_between_steps_count():
+    expected, X, y = opened()
+    actual, _, _ = opened()
+    for estimator in (expected, actual):
+        estimator.coefs_ = [0.5 * weights for weights in estimator.coefs_]
+    assert expected.result_ is not None  # from here on it goes on by `resume`
+    expected.partial_fit(X, y)
+    actual.partial_fit(X, y)
+
+    assert parameters(actual).tobytes() == parameters(expected).tobytes()
+
+
 # --- in the company of scikit-learn and joblib ------------------------------------------------------------------------
 
 
