@@ -277,6 +277,18 @@ def test_import_does_not_load_numba(module):
     output_of("-c", f"import sys, {module}; assert not {{'numba', 'fastbp.kernels'}} & set(sys.modules)")
 
 
+@pytest.mark.parametrize("heavy", ["numba", "numpy", "dataclasses", "inspect", "typing"])
+def test_import_of_the_package_alone_does_not_load(heavy):
+    code = "import sys; before = {*sys.modules}; import fastbp; print(*{*sys.modules} - before)"
+
+    assert heavy not in output_of("-c", code).split()
+
+
+@pytest.mark.parametrize("name", fastbp.__all__)
+def test_public_name_can_be_reached_before_any_other(name):
+    output_of("-c", f"import fastbp; assert {name!r} in dir(fastbp); assert fastbp.{name}.__name__ == {name!r}")
+
+
 @pytest.mark.parametrize(
     ("statement", "name"),
     [
