@@ -31,12 +31,12 @@ from fastbp.scalars import attribute, plain, shown
 from fastbp.scalars import count as count
 from fastbp.scalars import flag as flag
 from fastbp.scalars import number as number
+from fastbp.workspace import SUM_ERROR
 
 Array = npt.NDArray[Any]
 
 _MOST_LAYERS = 1000
 _MOST_CLASSES = 2**16
-_SUM_TOLERANCE = 1e-5  # of a row of probabilities; rounding them to float32 moves their sum by 6e-8 at most
 _BYTES_PER_GIB = 2**30
 _PIECE = 2**18  # values converted and looked at in one go, half a millisecond: what Ctrl-C may have to wait for
 
@@ -325,7 +325,7 @@ def targets(y: object, loss: str, n: int, outputs: int | None, dtype: np.dtype[A
         _every(name, work >= 0, "hold class numbers of shape (rows,) or probabilities >= 0")
         with np.errstate(over="ignore"):
             sums = work.sum(axis=1, dtype=np.float64)
-        _every(name, abs(sums - 1) <= _SUM_TOLERANCE, "hold class numbers of shape (rows,) or rows that sum to 1")
+        _every(name, abs(sums - 1) <= SUM_ERROR, "hold class numbers of shape (rows,) or rows that sum to 1")
     return work if work.ndim == 2 else work[:, None]
 
 
