@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import itertools
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -31,7 +30,7 @@ from fastbp.scalars import attribute, plain, shown
 from fastbp.scalars import count as count
 from fastbp.scalars import flag as flag
 from fastbp.scalars import number as number
-from fastbp.workspace import SUM_ERROR
+from fastbp.workspace import SUM_ERROR, starts_of
 
 Array = npt.NDArray[Any]
 
@@ -192,18 +191,9 @@ def dtype(value: object, X: object = None) -> np.dtype[Any]:
     raise error(f"must be one of 'float32', 'float64', got {shown(value)}", "dtype")
 
 
-def number_of_parameters(units: tuple[int, ...], bias: bool) -> int:
-    """Return P, the size of the vector of parameters.
-
-    >>> number_of_parameters((2, 3, 1), True)
-    13
-    """
-    return sum(o * (i + bias) for i, o in itertools.pairwise(units))
-
-
 def parameters(params: Array, units: tuple[int, ...], bias: bool, *, writeable: bool = False) -> None:
     """Check the vector of parameters of a network, or of a file: its form, and that all are finite."""
-    size = number_of_parameters(units, bias)
+    size = starts_of(units, bias)[-1]
     good = isinstance(params, np.ndarray) and params.dtype in (np.float32, np.float64) and params.dtype.isnative
     if not good or params.shape != (size,) or not params.flags.c_contiguous or params.flags.writeable < writeable:
         kind = "a writeable float array" if writeable else "a float array"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,7 +14,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastbp import checkpoint, checks
 from fastbp.choices import BACKENDS, INITIALISERS, LOSSES
-from fastbp.workspace import aligned, forward_memory, make_memory, make_plan, memory_sizes, panels_of, rows_of
+from fastbp.workspace import (
+    aligned,
+    forward_memory,
+    layers_of,
+    make_memory,
+    make_plan,
+    memory_sizes,
+    panels_of,
+    rows_of,
+    starts_of,
+)
 
 Array = NDArray[Any]
 
@@ -107,20 +116,18 @@ def initialise(params: Array, sizes: tuple[int, ...], bias: bool, init: str, see
     except IndexError:
         random = np.random.RandomState()
     random.seed(seed)
-    start = 0
-    for inputs, outputs in itertools.pairwise(sizes):
-        end = start + inputs * outputs
+    for weights, _ in layers_of(params, sizes, starts_of(sizes, bias)):
+        inputs, outputs = weights.shape
         units = inputs + outputs if init.startswith("glorot") else inputs
         limit = np.sqrt(6 / units)
-        for first in range(start, end, PIECE):
-            piece = params[first : min(first + PIECE, end)]
+        for first in range(0, weights.size, PIECE):
+            piece = weights.reshape(-1)[first : first + PIECE]
             if init == "uniform":
                 piece[:] = random.uniform(size=piece.size)
             elif init.endswith("uniform"):
                 piece[:] = random.uniform(-limit, limit, size=piece.size)
             elif init.endswith("normal"):
                 piece[:] = np.sqrt(2 / units) * normal(random.random_sample(piece.size))
-        start = end + outputs * bias
     if not _idle:
         _idle.append(random)
 
@@ -240,7 +247,7 @@ class Network:
         activations = (*checks.activations(activation, len(units) - 2), checks.output(output, loss))
         self._description = _Description(units, activations, loss, huber_delta, checks.flag("bias", bias))
         kind, init, seed = checks.dtype(dtype), checks.choice("init", init, INITIALISERS), checks.seed(seed)
-        P = checks.number_of_parameters(units, self._description.bias)
+        P = starts_of(units, self._description.bias)[-1]
         checks.memory(kind.itemsize * P, f"the vector of {P} parameters")
         params = aligned(P, kind)
         initialise(params, units, self._description.bias, init, seed)
@@ -298,24 +305,19 @@ class Network:
         """Copy an array of the same shape and dtype over them."""
         self._params[:] = checks.replacement(value, self._params)
 
-    def _views(self) -> list[tuple[Array, Array]]:
-        views, start, bias = [], 0, self._description.bias
-        for inputs, outputs in itertools.pairwise(self._description.sizes):
-            end = start + inputs * outputs
-            biases = self._params[end : end + outputs * bias]
-            views.append((self._params[start:end].reshape(inputs, outputs), biases))
-            start = end + biases.size
-        return views
+    def _layers(self) -> list[tuple[Array, Array]]:
+        sizes, bias = self._description.sizes, self._description.bias
+        return layers_of(self._params, sizes, starts_of(sizes, bias))
 
     @property
     def weights(self) -> list[Array]:
         """Weights of each layer (inputs, outputs), views of `params`."""
-        return [weights for weights, _ in self._views()]
+        return [weights for weights, _ in self._layers()]
 
     @property
     def biases(self) -> list[Array]:
         """Biases of each layer (outputs,), views of `params`; empty arrays without biases."""
-        return [biases for _, biases in self._views()]
+        return [biases for _, biases in self._layers()]
 
     def copy(self) -> Network:
         """Return a network with parameters of its own.

@@ -88,6 +88,7 @@ from fastbp.workspace import (
     VALIDATION_LOSS,
     VALIDATION_MISFIT,
     WEIGHT,
+    layers_of,
 )
 
 Array = NDArray[Any]
@@ -282,15 +283,6 @@ def bias_gradient(delta: Array) -> Array:
 # --- forward and backward -------------------------------------------------------------------------------------------
 
 
-def layers_of(plan: Any, flat: Array) -> list[tuple[Array, Array]]:
-    """W (I, O) and b (O,), as views of a flat vector; b is empty where there are no biases."""
-    layers = []
-    for I, O, start, end in zip(plan.sizes[:-1], plan.sizes[1:], plan.starts[:-1], plan.starts[1:], strict=True):
-        bias = start + I * O
-        layers.append((flat[start:bias].reshape(I, O), flat[bias:end]))
-    return layers
-
-
 def forward(
     plan: Any, params: Array, rates: Array, x: Array, epoch: int, first: int
 ) -> tuple[list[Array], list[Array]]:
@@ -299,7 +291,7 @@ def forward(
     rates (layers,) of dropout; the samples are those from `first` on.
     """
     activations, kept = [x], [x]
-    layers = layers_of(plan, params)
+    layers = layers_of(params, plan.sizes, plan.starts)
     for layer, (w, b) in enumerate(layers):
         a = z = product(w, activations[-1], b if b.size else 0)
         if layer + 1 < len(layers):
@@ -316,7 +308,7 @@ def backward(
     first: int,
 ) -> None:  # fmt: skip
     """Gradients of every layer, given the deltas of the last;  adds to gradient (P,)."""
-    layers, gradients = layers_of(plan, params), layers_of(plan, gradient)
+    layers, gradients = layers_of(params, plan.sizes, plan.starts), layers_of(gradient, plan.sizes, plan.starts)
     for layer in range(len(layers) - 1, -1, -1):
         w_gradient, b_gradient = gradients[layer]
         w_gradient += weight_gradient(activations[layer], delta)
@@ -393,8 +385,8 @@ def shrink(root: float, x: Array) -> None:
 
 def penalty(plan: Any, w: Array, g: Array) -> float:
     """G += l2 w for the weights, not for the biases;  returns l2 / 2 sum w^2."""
-    total = 0.0
-    for (weights, _), (gradient, _) in zip(layers_of(plan, w), layers_of(plan, g), strict=True):
+    total, layers, gradients = 0.0, layers_of(w, plan.sizes, plan.starts), layers_of(g, plan.sizes, plan.starts)
+    for (weights, _), (gradient, _) in zip(layers, gradients, strict=True):
         gradient += w.dtype.type(plan.l2) * weights
         total += sum_of_squares(weights)
     return 0.5 * plan.l2 * total
@@ -402,7 +394,7 @@ def penalty(plan: Any, w: Array, g: Array) -> float:
 
 def decay(plan: Any, w: Array, share: Any) -> None:
     """W -= share w for the weights, not for the biases."""
-    for weights, _ in layers_of(plan, w):
+    for weights, _ in layers_of(w, plan.sizes, plan.starts):
         weights -= share * weights
 
 

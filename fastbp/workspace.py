@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
@@ -291,6 +291,15 @@ def starts_of(sizes: tuple[int, ...], bias: bool) -> list[int]:
     """Place of each layer's W in the flat vector, and the end of the vector: b follows W, and the next layer b."""
     parameters = (outputs * (inputs + bias) for inputs, outputs in itertools.pairwise(sizes))
     return list(itertools.accumulate(parameters, initial=0))
+
+
+def layers_of(flat: Array, sizes: Sequence[int] | Array, starts: Sequence[int] | Array) -> list[tuple[Array, Array]]:
+    """W (inputs, outputs) and b (outputs,) of each layer, views of a flat vector; b is empty where there are none."""
+    layers = []
+    for inputs, outputs, start, end in zip(sizes[:-1], sizes[1:], starts[:-1], starts[1:], strict=True):
+        biases = start + inputs * outputs
+        layers.append((flat[start:biases].reshape(inputs, outputs), flat[biases:end]))
+    return layers
 
 
 def _slots(settings: Optimizer | Schedule | None, dtype: Any) -> Array:

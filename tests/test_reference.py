@@ -35,6 +35,7 @@ from fastbp.workspace import (
     POWER2,
     STALE,
     VALIDATION_LOSS,
+    layers_of,
     make_memory,
     make_plan,
     rows_of,
@@ -229,18 +230,23 @@ def test_one_step_is_the_one_worked_by_hand(dtype):
 # --- layers -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_layers_are_laid_out_as_the_networks(bias):
-    network = Network((3, 4, 2), bias=bias, seed=0)
+@pytest.mark.parametrize(
+    ("bias", "expected"),
+    [
+        (True, [[[0, 1], [2, 3], [4, 5]], [6, 7], [[8], [9]], [10]]),
+        (False, [[[0, 1], [2, 3], [4, 5]], [], [[6], [7]], []]),
+    ],
+)
+def test_layers_are_laid_out_as_the_networks(bias, expected):
+    network = Network((3, 2, 1), bias=bias, seed=0)
+    network.params = np.arange(network.params.size, dtype=float)
     plan = make_plan(network, 1, 1)
 
-    expected = list(zip(network.weights, network.biases, strict=True))
-    actual = reference.layers_of(plan, network.params)
+    of_network = list(zip(network.weights, network.biases, strict=True))
 
-    for (expected_w, expected_b), (actual_w, actual_b) in zip(expected, actual, strict=True):
-        np.testing.assert_array_equal(actual_w, expected_w)
-        np.testing.assert_array_equal(actual_b, expected_b)
-        assert np.shares_memory(actual_w, network.params)
+    for layers in (of_network, layers_of(network.params, plan.sizes, plan.starts)):
+        assert [view.tolist() for layer in layers for view in layer] == expected
+        assert all(np.shares_memory(view, network.params) for layer in layers for view in layer if view.size)
 
 
 def test_product_sums_over_features():
