@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -40,23 +42,22 @@ _BYTES_PER_GIB = 2**30
 _PIECE = 2**18  # values converted and looked at in one go, half a millisecond: what Ctrl-C may have to wait for
 
 
-def choice(name: str, value: object, allowed: Iterable[str], condition: str = "") -> str:
+def choice(name: str, value: object, allowed: Collection[str], condition: str = "") -> str:
     """Return `value` if it is one of the allowed names; `condition` is said after them when it is not.
 
     >>> choice("activation", "sigmiod", choices.ELEMENTWISE)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     fastbp.errors.ParameterError: 'activation' must be one of 'identity', ..., got 'sigmiod'; did you mean 'sigmoid'?
     """
-    names = tuple(allowed)
-    requirement = f"must be one of {', '.join(map(repr, names))}{condition}"
     value = plain(value)
+    if isinstance(value, str) and value in allowed:
+        return value
+    requirement = f"must be one of {', '.join(map(repr, allowed))}{condition}"
     if not isinstance(value, str):
         raise ParameterTypeError(f"{requirement}, got {shown(value)}", name)
-    if value not in names:
-        close = difflib.get_close_matches(value[:80].lower(), names, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ParameterError(f"{requirement}, got {shown(value)}{hint}", name)
-    return value
+    close = difflib.get_close_matches(value[:80].lower(), allowed, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ParameterError(f"{requirement}, got {shown(value)}{hint}", name)
 
 
 def seed(value: object) -> int:
@@ -112,15 +113,16 @@ def output(value: object, loss: str) -> str:
     return outputs[0] if value is None else choice("output", value, outputs, f" with the loss {loss!r}")
 
 
-def _settings(name: str, value: object, table: dict[str, Any], **replaced: Any) -> Any:
+def _settings(name: str, value: Any, table: dict[str, Any], **replaced: Any) -> Any:
     """Return checked settings, given a name of the table or an instance of one of its classes."""
     value = plain(value)
-    settings: Any = table[choice(name, value, table)]() if isinstance(value, str) else value
+    if isinstance(value, str):
+        return table[choice(name, value, table)](**replaced)
     # No subclasses: kernels read the fields, which a subclass could make disagree with what is checked here.
-    if not any(type(settings) is kind for kind in table.values()):
+    if not any(type(value) is kind for kind in table.values()):
         names, kinds = ", ".join(map(repr, table)), ", ".join(kind.__name__ for kind in table.values())
         raise ParameterTypeError(f"must be one of {names} or an instance of {kinds}, got {shown(value)}", name)
-    return dataclasses.replace(settings, **replaced)  # which checks them: copies and pickles are made without
+    return dataclasses.replace(value, **replaced)  # which checks them: copies and pickles are made without
 
 
 def optimizer(value: object, learning_rate: object = None) -> choices.Optimizer:
@@ -155,7 +157,7 @@ def dropout(value: object, hidden_layers: int) -> tuple[float, ...]:
 
 def representable(settings: choices.Optimizer | choices.Schedule, precision: np.dtype[Any]) -> None:
     """Refuse settings whose numbers are not `normal`."""
-    normal(precision, **{field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)})
+    normal(precision, **choices.values_of(settings))
 
 
 def normal(precision: np.dtype[Any], **numbers: float) -> None:
@@ -165,11 +167,11 @@ def normal(precision: np.dtype[Any], **numbers: float) -> None:
     Traceback (most recent call last):
     fastbp.errors.ParameterError: 'l2' must be representable in float32, 0 or at least 1.18e-38 in size, got 1e-40
     """
-    smallest = np.finfo(precision).tiny
-    for name, value in numbers.items():
-        with np.errstate(over="ignore", under="ignore"):
-            rounded = precision.type(value)
-        if (value > 0) != (rounded >= smallest) or (value < 1) != (rounded < 1) or not np.isfinite(rounded):
+    smallest = float(np.finfo(precision).tiny)
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = [float(precision.type(value)) for value in numbers.values()]
+    for (name, value), near in zip(numbers.items(), rounded, strict=True):
+        if (value > 0) != (near >= smallest) or (value < 1) != (near < 1) or not math.isfinite(near):
             needed = f"{precision}, 0 or at least {smallest:.3g} in size" if value < 1 else f"{precision}"
             raise ParameterError(f"must be representable in {needed}, got {value!r}", name)
 
@@ -194,7 +196,7 @@ def dtype(value: object, X: object = None) -> np.dtype[Any]:
 def parameters(params: Array, units: tuple[int, ...], bias: bool, *, writeable: bool = False) -> None:
     """Check the vector of parameters of a network, or of a file: its form, and that all are finite."""
     size = starts_of(units, bias)[-1]
-    good = isinstance(params, np.ndarray) and params.dtype in (np.float32, np.float64) and params.dtype.isnative
+    good = isinstance(params, np.ndarray) and params.dtype.type in (np.float32, np.float64) and params.dtype.isnative
     if not good or params.shape != (size,) or not params.flags.c_contiguous or params.flags.writeable < writeable:
         kind = "a writeable float array" if writeable else "a float array"
         raise DataError(f"must be {kind} of shape ({size},), got {shown(params)}", "network.params")
@@ -476,6 +478,7 @@ def _plural(n: int, noun: str) -> str:
     return f"{n} {noun}{'s' * (n != 1)}"
 
 
+@functools.cache
 def _physical_memory() -> int:
     """Return the bytes of physical memory, or the 2**47 that a process can address where that is not told."""
     try:

@@ -6,6 +6,8 @@ version serves every combination. Codes are append-only: compiled code on disk a
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
@@ -131,8 +133,24 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check each field by what was declared with it."""
-        for each in fields(self):  # type: ignore[arg-type]  # of the dataclasses below
-            object.__setattr__(self, each.name, each.metadata["check"](each.name, getattr(self, each.name)))
+        for name, check in _checks_of(type(self)):  # type: ignore[arg-type]  # hashable, as all classes are
+            object.__setattr__(self, name, check(name, getattr(self, name)))
+
+
+@functools.cache
+def _checks_of(kind: Any) -> list[tuple[str, Callable[[str, object], Any]]]:
+    """Name and check of each field: `fields` alone takes a microsecond."""
+    return [(each.name, each.metadata["check"]) for each in fields(kind)]
+
+
+def values_of(settings: Settings) -> dict[str, Any]:
+    """Names and values of the fields in their order; `dataclasses.asdict` would copy each value, for 10 us.
+
+    >>> values_of(SGD())
+    {'learning_rate': 0.01, 'momentum': 0.0, 'nesterov': False}
+    """
+    kind: Any = type(settings)
+    return {name: getattr(settings, name) for name, _ in _checks_of(kind)}
 
 
 # --- optimisers -----------------------------------------------------------------------------------------------------

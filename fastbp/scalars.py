@@ -26,11 +26,10 @@ def count(
     if isinstance(given, bool) or not (isinstance(given, int) or _of_numpy(given, "integer")):
         raise ParameterTypeError(f"{requirement} >= {minimum}, got {shown(given)}", name)
     result = operator.index(given)
-    if result < minimum:
-        raise ParameterError(f"{requirement} >= {minimum}, got {shown(given)}", name)
-    if result > maximum:
-        raise ParameterError(f"{requirement} <= {maximum}, got {shown(given)}", name)
-    return result
+    if minimum <= result <= maximum:
+        return result
+    bound = f">= {minimum}" if result < minimum else f"<= {maximum}"
+    raise ParameterError(f"{requirement} {bound}, got {shown(given)}", name)
 
 
 def number(
@@ -48,21 +47,22 @@ def number(
     Traceback (most recent call last):
     fastbp.errors.ParameterError: 'momentum' must be a finite number >= 0 and < 1, got 1
     """
+    given = plain(value)
+    real = not isinstance(given, bool) and (isinstance(given, (int, float)) or _of_numpy(given, "integer", "floating"))
+    if real:
+        try:
+            result = float(given)
+        except OverflowError:  # an integer of more than 1024 bits
+            result = math.inf
+        inside = (above is None or result > above) and (at_least is None or result >= at_least)
+        inside = inside and (below is None or result < below) and (at_most is None or result <= at_most)
+        if inside and math.isfinite(result):
+            return result
     limits = (">", above), (">=", at_least), ("<", below), ("<=", at_most)
     bounds = [f"{sign} {bound:g}" for sign, bound in limits if bound is not None]
     requirement = f"must be a finite number {' and '.join(bounds)}".rstrip()
-    given = plain(value)
-    if isinstance(given, bool) or not (isinstance(given, (int, float)) or _of_numpy(given, "integer", "floating")):
-        raise ParameterTypeError(f"{requirement}, got {shown(given)}", name)
-    try:
-        result = float(given)
-    except OverflowError:  # an integer of more than 1024 bits
-        result = math.inf
-    inside = (above is None or result > above) and (at_least is None or result >= at_least)
-    inside = inside and (below is None or result < below) and (at_most is None or result <= at_most)
-    if not (math.isfinite(result) and inside):
-        raise ParameterError(f"{requirement}, got {shown(given)}", name)
-    return result
+    error = ParameterError if real else ParameterTypeError
+    raise error(f"{requirement}, got {shown(given)}", name)
 
 
 def flag(name: str, value: object) -> bool:
@@ -106,11 +106,13 @@ def plain(value: object) -> Any:
     which class it is, which isinstance() asks, becomes an object that only shares its name.
     """
     kind = type(value)
+    if kind is float or kind is int or kind is str or kind is bool or value is None:  # nearly all settings
+        return value
     if attribute(value, "__class__") is None:
         return type(kind.__name__, (), {})()
     for base, convert in _PLAIN.items():
         if issubclass(kind, base):
-            return value if kind is base or kind is bool else convert(value)
+            return value if kind is base else convert(value)
     return value
 
 

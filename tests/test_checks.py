@@ -1365,7 +1365,15 @@ def test_memory_passes_or_fails_by_a_typed_error(bytes_needed):
     assert actual is expected
 
 
-def test_memory_error_says_how_much_is_missing(monkeypatch):
+@pytest.fixture
+def other_machine():
+    """Lets the memory of the machine be asked for anew."""
+    checks._physical_memory.cache_clear()
+    yield
+    checks._physical_memory.cache_clear()
+
+
+def test_memory_error_says_how_much_is_missing(monkeypatch, other_machine):
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**20}.__getitem__, raising=False)
     expected = "a network of 1e9 units needs 4.5 GiB of memory, this machine has 4.0 GiB"
     checks.memory(2**32, "a network of 1e9 units")
@@ -1376,14 +1384,14 @@ def test_memory_error_says_how_much_is_missing(monkeypatch):
     assert actual == expected
 
 
-def test_memory_is_bounded_by_addresses_where_the_machine_does_not_tell(monkeypatch):
+def test_memory_is_bounded_by_addresses_where_the_machine_does_not_tell(monkeypatch, other_machine):
     monkeypatch.delattr(os, "sysconf", raising=False)
     checks.memory(2**47, "a network")
     with pytest.raises(ResourceError):
         checks.memory(2**47 + 1, "a network")
 
 
-def test_one_hot_rows_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
+def test_one_hot_rows_that_do_not_fit_are_refused_before_they_are_made(monkeypatch, other_machine):
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 256}.__getitem__, raising=False)
     expected = "'y' as 65536 columns needs"
     with pytest.raises(ResourceError) as caught:
