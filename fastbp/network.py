@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -119,15 +120,15 @@ def initialise(params: Array, sizes: tuple[int, ...], bias: bool, init: str, see
     for weights, _ in layers_of(params, sizes, starts_of(sizes, bias)):
         inputs, outputs = weights.shape
         units = inputs + outputs if init.startswith("glorot") else inputs
-        limit = np.sqrt(6 / units)
+        limit = math.sqrt(6 / units)
         for first in range(0, weights.size, PIECE):
             piece = weights.reshape(-1)[first : first + PIECE]
             if init == "uniform":
-                piece[:] = random.uniform(size=piece.size)
+                piece[:] = random.random_sample(piece.size)
             elif init.endswith("uniform"):
                 piece[:] = random.uniform(-limit, limit, size=piece.size)
             elif init.endswith("normal"):
-                piece[:] = np.sqrt(2 / units) * normal(random.random_sample(piece.size))
+                piece[:] = math.sqrt(2 / units) * normal(random.random_sample(piece.size))
     if not _idle:
         _idle.append(random)
 
