@@ -82,6 +82,8 @@ def hidden(value: object, name: str = "hidden") -> tuple[int, ...]:
         raise ParameterTypeError(f"must be an integer >= 1 or a sequence of them, got {shown(value)}", name)
     if len(value) > _MOST_LAYERS:
         raise ParameterError(f"must have at most {_MOST_LAYERS} layers, got {shown(value)}", name)
+    if all(type(width) is int and 0 < width < 2**31 for width in value):  # what names cost, a network waits for
+        return tuple(value)
     return tuple(count(f"{name}[{i}]", width) for i, width in enumerate(value))
 
 
@@ -127,8 +129,17 @@ def _settings(name: str, value: Any, table: dict[str, Any], **replaced: Any) -> 
 
 def optimizer(value: object, learning_rate: object = None) -> choices.Optimizer:
     """Return checked settings, given a name or an instance; `learning_rate` overrides theirs."""
+    if type(value) is str and (learning_rate is None or type(learning_rate) is float):
+        return _named_optimizer(value, learning_rate)
     replaced = {} if learning_rate is None else {"learning_rate": learning_rate}
     settings: choices.Optimizer = _settings("optimizer", value, choices.OPTIMIZERS, **replaced)
+    return settings
+
+
+@functools.lru_cache(maxsize=256)
+def _named_optimizer(name: str, learning_rate: float | None) -> choices.Optimizer:
+    replaced = {} if learning_rate is None else {"learning_rate": learning_rate}
+    settings: choices.Optimizer = _settings("optimizer", name, choices.OPTIMIZERS, **replaced)
     return settings
 
 
@@ -167,6 +178,8 @@ def normal(precision: np.dtype[Any], **numbers: float) -> None:
     Traceback (most recent call last):
     fastbp.errors.ParameterError: 'l2' must be representable in float32, 0 or at least 1.18e-38 in size, got 1e-40
     """
+    if all(value == 0 or 1e-30 < value < 0.999 or 1 <= value < 1e30 for value in numbers.values()):
+        return  # far from all that may happen: to round as NumPy does takes 3 us
     smallest = float(np.finfo(precision).tiny)
     with np.errstate(over="ignore", under="ignore"):
         rounded = [float(precision.type(value)) for value in numbers.values()]

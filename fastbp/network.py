@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from fastbp import checkpoint, checks
 from fastbp.choices import BACKENDS, INITIALISERS, LOSSES
 from fastbp.workspace import (
-    aligned,
+    VECTOR_BYTES,
+    address,
     forward_memory,
     layers_of,
     make_memory,
@@ -133,19 +134,15 @@ def initialise(params: Array, sizes: tuple[int, ...], bias: bool, init: str, see
         _idle.append(random)
 
 
-class _Owner:
-    """Holds the memory of an array, so that `base` of its views leads here.
+def _parameters(size: int, dtype: np.dtype[Any]) -> Array:
+    """Return zeros, aligned, that nobody can free, nor reach from a view of them.
 
-    An array that owns its memory has `resize`, which with ``refcheck=False`` would free it under what kernels write to.
+    An array that owns its memory has `resize`, which with ``refcheck=False`` would free it under what kernels write to;
+    a bytearray cannot be resized while an array looks at it.
     """
-
-    def __init__(self, array: Array) -> None:
-        self._array, self.__array_interface__ = array, array.__array_interface__
-
-
-def _held(array: Array) -> Array:
-    """Return a view of the array that nobody can reach from another view of it, nor free."""
-    return np.asarray(_Owner(array)).view()
+    whole = np.frombuffer(bytearray(size * dtype.itemsize + VECTOR_BYTES), dtype)
+    start = -address(whole) % VECTOR_BYTES // dtype.itemsize
+    return whole[start : start + size]
 
 
 class _Prepared(NamedTuple):
@@ -250,9 +247,8 @@ class Network:
         kind, init, seed = checks.dtype(dtype), checks.choice("init", init, INITIALISERS), checks.seed(seed)
         P = starts_of(units, self._description.bias)[-1]
         checks.memory(kind.itemsize * P, f"the vector of {P} parameters")
-        params = aligned(P, kind)
-        initialise(params, units, self._description.bias, init, seed)
-        self._params = _held(params)
+        self._params = _parameters(P, kind)
+        initialise(self._params, units, self._description.bias, init, seed)
         self._prepared: dict[tuple[tuple[int, ...], Any], _Prepared] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -262,9 +258,9 @@ class Network:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a description, and a copy of the parameters: for `copy` and for pickle."""
         given = state["_params"]
-        params = aligned(given.size, given.dtype)
+        params = _parameters(given.size, given.dtype)
         params[:] = given
-        self.__dict__.update(state, _params=_held(params), _prepared={})
+        self.__dict__.update(state, _params=params, _prepared={})
 
     def __repr__(self) -> str:
         """Sizes, activations, loss and precision."""
