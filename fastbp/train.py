@@ -360,6 +360,8 @@ def _run(trainer: Trainer, data: Data, epochs: int, attendance: Attendance) -> T
     if diverged:
         raise checks.DivergenceError(diverged, result("epochs"))
     final = result(stopped)
+    if attendance.callback is None:
+        trainer._leave(course)
     _log.info("trained to epoch %d in %.3f s, stopped by %s", memory.position[EPOCH], final.seconds, stopped)
     return final
 

@@ -287,10 +287,11 @@ def _plan(
     )
 
 
-def starts_of(sizes: tuple[int, ...], bias: bool) -> list[int]:
+@functools.lru_cache(maxsize=256)
+def starts_of(sizes: tuple[int, ...], bias: bool) -> tuple[int, ...]:
     """Place of each layer's W in the flat vector, and the end of the vector: b follows W, and the next layer b."""
     parameters = (outputs * (inputs + bias) for inputs, outputs in itertools.pairwise(sizes))
-    return list(itertools.accumulate(parameters, initial=0))
+    return tuple(itertools.accumulate(parameters, initial=0))
 
 
 def layers_of(flat: Array, sizes: Sequence[int] | Array, starts: Sequence[int] | Array) -> list[tuple[Array, Array]]:
@@ -360,22 +361,27 @@ def make_memory(plan: Plan, params: Array, epochs: int) -> Memory:
     # In one piece, each part at a whole vector: to make it takes longer than an epoch of a small network.
     ends = list(itertools.accumulate((-(-sizes[name] // lanes) * lanes for name in WORKING), initial=0))
     piece = aligned(ends[-1], dtype)
-    totals = np.zeros(TOTALS_PLACES)
-    totals[POWER1] = totals[POWER2] = totals[FACTOR] = 1
-    totals[BEST] = totals[BEST_RATE] = np.inf
     memory = Memory(
         params=params,
         **{name: piece[start : start + sizes[name]] for name, start in zip(WORKING, ends, strict=False)},
         counting=np.arange(lanes),
         order=np.empty(sizes["order"], np.int64),
         position=np.zeros(POSITION_PLACES, np.int64),
-        totals=totals,
+        totals=np.zeros(TOTALS_PLACES),
         vector=aligned(VECTOR_BYTES // 8, np.dtype(np.float64)),
         **{name: np.zeros(sizes[name]) for name in HISTORY},
     )
+    begin(plan, memory)
+    return memory
+
+
+def begin(plan: Plan, memory: Memory) -> None:
+    """Set what a training begins with where zeros are not it."""
+    totals = memory.totals
+    totals[POWER1] = totals[POWER2] = totals[FACTOR] = 1
+    totals[BEST] = totals[BEST_RATE] = np.inf
     if plan.optimizer == IRPROP:
         memory.second[:] = plan.settings[LEARNING_RATE]
-    return memory
 
 
 def pieces(n: int, numbers: int) -> Iterator[slice]:

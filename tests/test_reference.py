@@ -100,7 +100,7 @@ def run(plan, memory, rows, validation=None, blocks=None):
 def trained(network, X, y, batch_size, optimizer, epochs=1, weight=1, validation=None, **options):
     """Memory after so many epochs."""
     plan, memory = prepare(network, len(X), batch_size, optimizer, epochs, **options)
-    rows = rows_of(X, y, weight)
+    rows = rows_of(X, y, np.broadcast_to(weight, len(X)))
     assert run(plan, memory, rows, validation) == reference.FINISHED
     return memory
 

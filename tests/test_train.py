@@ -194,6 +194,68 @@ def test_seed_draws_the_order_and_the_weights(changed):
     assert first != second
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_training_never_shows_that_another_one_was_prepared_alike(optimizer, weighted, rng):
+    """Small ones leave what they prepared to the next: other rows, weights of rows, seed and network."""
+    settings = {"hidden": 3, "optimizer": optimizer, "batch_size": None, "epochs": 4, "learning_rate": 0.01}
+    tasks = [(rng.normal(size=(5, 2)), rng.normal(size=5), rng.uniform(0.5, 2, 5) if weighted else None) for _ in "abc"]
+    expected = []
+    for seed, (X, y, weights) in enumerate(tasks):
+        trainer._idle.clear()
+        expected.append(train(X, y, sample_weight=weights, seed=seed, **settings))
+    assert len(trainer._idle) == 1
+    actual = [train(X, y, sample_weight=w, seed=seed, **settings) for seed, (X, y, w) in enumerate(tasks)]
+    assert len(trainer._idle) == 1
+
+    for one, other in zip(actual, expected, strict=True):
+        assert one.network.params.tobytes() == other.network.params.tobytes()
+        assert one.loss.tobytes() == other.loss.tobytes()
+        for name, array in other.state.arrays.items():
+            assert one.state.arrays[name].tobytes() == array.tobytes(), name
+        assert one.state.params.tobytes() == other.state.params.tobytes()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"class_weight": {0: 2.0}},
+        {"backend": "numpy"},
+        {"callback": lambda state: None},
+        {"validation": 0.5},
+        {"epochs": 5000},
+    ],
+    ids=str,
+)
+def test_training_that_is_unlike_others_leaves_nothing(settings):
+    trainer._idle.clear()
+    X, y = XOR_X, XOR_Y
+    train(X, y, hidden=2, loss="binary_cross_entropy", batch_size=None, **{"epochs": 2} | settings)
+
+    assert not trainer._idle
+
+
+def test_weights_of_classes_do_not_take_what_rows_with_weights_have_left():
+    given = {"hidden": 2, "loss": "binary_cross_entropy", "batch_size": None, "epochs": 3, "seed": 0}
+    trainer._idle.clear()
+    expected = train(XOR_X, XOR_Y, class_weight={1: 3.0}, **given)
+    train(XOR_X, XOR_Y, sample_weight=[1, 2, 3, 4], **given)
+    assert trainer._idle
+    actual = train(XOR_X, XOR_Y, class_weight={1: 3.0}, **given)
+
+    assert actual.network.params.tobytes() == expected.network.params.tobytes()
+
+
+def test_threads_never_share_what_was_prepared(rng):
+    X, y = rng.normal(size=(6, 2)), rng.normal(size=6)
+    given = {"hidden": 4, "batch_size": None, "epochs": 300}
+    expected = [train(X, y, seed=seed, **given).network.params.tobytes() for seed in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        results = [*pool.map(lambda seed: train(X, y, seed=seed, **given), [*range(16)] * 4)]
+
+    assert [result.network.params.tobytes() for result in results] == expected * 4
+
+
 def test_fresh_seed_is_reported_and_repeats_the_run():
     settings = REPEATED | {"seed": None}
     first, second = (train(*task("squared_error"), **settings) for _ in range(2))
