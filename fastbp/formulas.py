@@ -197,20 +197,16 @@ def of_logits(kind):
 
 @inlined
 def output(plan, a, y, weight, O, S, delta, totals):
-    """Prediction, delta and loss of a panel from the logits in a (O, S);  writes as the four above."""
+    """Prediction, delta and loss of a panel from the logits in a (O, S);  writes as the two below."""
     if plan.loss == CROSS_ENTROPY:
         cross_entropy(a, y, weight, O, S, delta, totals)
-    elif plan.loss == BINARY_CROSS_ENTROPY:
-        binary_cross_entropy(a, y, weight, O, S, delta, totals)
-    elif plan.loss == POISSON:
-        if_full(plan, None, poisson, a, y, weight, O, S, delta, totals)
     else:
-        regression(plan, a, y, weight, O, S, delta, totals)
+        elementwise(plan, a, y, weight, O, S, delta, totals)
 
 
 @inlined
-def regression(plan, a, y, weight, O, S, delta, totals):
-    """loss = sum_o loss_of(p_o - y_o), delta_o = loss_slope(p_o - y_o) f'(z_o), p = f(z).
+def elementwise(plan, a, y, weight, O, S, delta, totals):
+    """loss = sum_o loss_of(p_o, y_o), delta_o = loss_slope(p_o, y_o) f'(z_o), p = f(z).
 
     a (O, S) holds z, y (O, S), weight (S,);  writes p into a, delta (O, S), adds loss and |p - y| to totals.
     """
@@ -219,21 +215,30 @@ def regression(plan, a, y, weight, O, S, delta, totals):
     for v in range(0, S, V):
         share = load(1, 1, at(weight, v), 0)
         for q in range(v, O * S, S):
-            z = load(1, 1, at(a, q), 0)
+            z, target = load(1, 1, at(a, q), 0), load(1, 1, at(y, q), 0)
             p = activation(plan, kind, z)
-            residual = p - load(1, 1, at(y, q), 0)
-            total = multiply_add(loss_of(loss, residual, d), share, total)
+            residual = p - target
+            total = multiply_add(loss_of(plan, loss, z, target, residual, d), share, total)
             error = multiply_add(absolute(residual), share, error)
             store(at(a, q), 0, p)
-            delta_q = times_slope(plan, kind, loss_slope(loss, residual, d) * share, z if of_logits(kind) else p)
+            delta_q = residual * share  # for the natural partners, whose slopes cancel
+            if loss not in (BINARY_CROSS_ENTROPY, POISSON):
+                delta_q = times_slope(plan, kind, loss_slope(loss, residual, d) * share, z if of_logits(kind) else p)
             store(at(delta, q), 0, delta_q)
     totals[LOSS] += lane_sum(total)
     totals[ERROR] += lane_sum(error)
 
 
 @inlined
-def loss_of(loss, residual, d):
-    """Loss of a residual r = p - y, lane by lane: r^2 / 2, |r|, or Huber's of both, which meet at |r| = d."""
+def loss_of(plan, loss, z, y, residual, d):
+    """Loss of a residual r = p - y, lane by lane: r^2 / 2, |r|, Huber's of both, or what is written with the logit z.
+
+    Huber's meet at |r| = d.
+    """
+    if loss == BINARY_CROSS_ENTROPY:  # log p and log(1 - p) would lose all digits where p nears 0 or 1
+        return where_less(z, 0.0, 0.0, z) - z * y + log1p(exp(0.0 - absolute(z)))
+    if loss == POISSON:
+        return if_full(plan, z, poisson, z, y, residual)
     if loss == ABSOLUTE_ERROR:
         return absolute(residual)
     square = 0.5 * residual * residual
@@ -241,6 +246,12 @@ def loss_of(loss, residual, d):
         size = absolute(residual)
         return where_less(size, d, square, d * (size - 0.5 * d))
     return square
+
+
+@kernel
+def poisson(z, y, residual):
+    """p - y + y (log y - z), p = exp(z), lane by lane; 0 log 0 counts as 0."""
+    return residual + where_less(0.0, y, y * (log(y) - z), 0.0)
 
 
 @inlined
@@ -251,55 +262,6 @@ def loss_slope(loss, residual, d):
     if loss == HUBER:
         return where_less(residual, -d, -d, where_less(d, residual, d, residual))
     return residual
-
-
-@kernel
-def poisson(a, y, weight, O, S, delta, totals):
-    """loss = sum_o p_o - y_o + y_o (log y_o - z_o), delta_o = p_o - y_o, p = exp(z).
-
-    a (O, S) holds z, y (O, S), weight (S,);  writes p into a, delta (O, S), adds loss and |p - y| to totals.
-    """
-    V = lanes_of(a)
-    loss, error = zeros(1, 1, a), zeros(1, 1, a)
-    for v in range(0, S, V):
-        share = load(1, 1, at(weight, v), 0)
-        for q in range(v, O * S, S):
-            z, target = load(1, 1, at(a, q), 0), load(1, 1, at(y, q), 0)
-            p = exp(z)
-            residual = p - target
-            # 0 log 0 counts as 0
-            sample = residual + where_less(0.0, target, target * (log(target) - z), 0.0)
-            loss = multiply_add(sample, share, loss)
-            weighted = residual * share
-            error = error + absolute(weighted)
-            store(at(a, q), 0, p)
-            store(at(delta, q), 0, weighted)
-    totals[LOSS] += lane_sum(loss)
-    totals[ERROR] += lane_sum(error)
-
-
-@kernel
-def binary_cross_entropy(a, y, weight, O, S, delta, totals):
-    """loss = sum_o max(z, 0) - z y + log(1 + exp(-|z|)), delta_o = p_o - y_o, p = sigmoid(z).
-
-    a (O, S) holds z, y (O, S), weight (S,);  writes p into a, delta (O, S), adds loss and |p - y| to totals.
-    """
-    V = lanes_of(a)
-    loss, error = zeros(1, 1, a), zeros(1, 1, a)
-    for v in range(0, S, V):
-        share = load(1, 1, at(weight, v), 0)
-        for q in range(v, O * S, S):
-            z, target = load(1, 1, at(a, q), 0), load(1, 1, at(y, q), 0)
-            p = sigmoid(z)
-            # log p and log(1 - p) would lose all digits where p nears 0 or 1
-            sample = where_less(z, 0.0, 0.0, z) - z * target + log1p(exp(0.0 - absolute(z)))
-            weighted = (p - target) * share
-            loss = multiply_add(sample, share, loss)
-            error = error + absolute(weighted)
-            store(at(a, q), 0, p)
-            store(at(delta, q), 0, weighted)
-    totals[LOSS] += lane_sum(loss)
-    totals[ERROR] += lane_sum(error)
 
 
 @kernel

@@ -193,14 +193,27 @@ def dropout(rate: Any, key: Array, n: int, first: int, a: Array) -> Array:
 # --- losses: prediction, delta and loss of each sample ---------------------------------------------------------------
 
 
-def loss_of(loss: int, residual: Array, d: float) -> Array:
-    """Loss of a residual r = p - y: r^2 / 2, |r|, or Huber's of both, which meet at |r| = d."""
+def loss_of(loss: int, z: Array, y: Array, residual: Array, d: float) -> Array:
+    """Loss of a residual r = p - y: r^2 / 2, |r|, Huber's of both, or what is written with the logit z.
+
+    Huber's meet at |r| = d.
+    """
+    if loss == BINARY_CROSS_ENTROPY:
+        return np.where(z < 0, z.dtype.type(0), z) - z * y + np.log1p(np.exp(np.where(z < 0, z, -z)))
+    if loss == POISSON:
+        return poisson(z, y, residual)
     size, square = np.abs(residual), 0.5 * residual**2
     if loss == ABSOLUTE_ERROR:
         return size
     if loss == HUBER:
         return np.where(size < d, square, d * (size - 0.5 * d))
     return square
+
+
+def poisson(z: Array, y: Array, residual: Array) -> Array:
+    """P - y + y (log y - z), p = exp(z)."""
+    logarithm = np.log(y, out=np.zeros_like(y), where=y > 0)  # 0 log 0 counts as 0
+    return residual + np.where(y > 0, y * (logarithm - z), 0)
 
 
 def loss_slope(loss: int, residual: Array, d: float) -> Array:
@@ -212,25 +225,13 @@ def loss_slope(loss: int, residual: Array, d: float) -> Array:
     return residual
 
 
-def regression(loss: int, d: float, kind: int, z: Array, y: Array) -> tuple[Array, Array, Array]:
-    """loss = sum_o loss_of(p_o - y_o), delta_o = loss_slope(p_o - y_o) f'(z_o), p = f(z)."""
+def elementwise(loss: int, d: float, kind: int, z: Array, y: Array) -> tuple[Array, Array, Array]:
+    """loss = sum_o loss_of(p_o, y_o), delta_o = loss_slope(p_o, y_o) f'(z_o), p = f(z)."""
     p = activation(kind, z)
-    delta = times_slope(kind, loss_slope(loss, p - y, d), z if of_logits(kind) else p)
-    return p, delta, loss_of(loss, p - y, d).sum(axis=1)
-
-
-def poisson(z: Array, y: Array) -> tuple[Array, Array, Array]:
-    """loss = sum_o p_o - y_o + y_o (log y_o - z_o), delta_o = p_o - y_o, p = exp(z)."""
-    p = np.exp(z)
-    logarithm = np.log(y, out=np.zeros_like(y), where=y > 0)  # 0 log 0 counts as 0
-    return p, p - y, (p - y + np.where(y > 0, y * (logarithm - z), 0)).sum(axis=1)
-
-
-def binary_cross_entropy(z: Array, y: Array) -> tuple[Array, Array, Array]:
-    """loss = sum_o max(z, 0) - z y + log(1 + exp(-|z|)), delta_o = p_o - y_o, p = sigmoid(z)."""
-    p = activation(SIGMOID, z)
-    loss = np.where(z < 0, z.dtype.type(0), z) - z * y + np.log1p(np.exp(np.where(z < 0, z, -z)))
-    return p, p - y, loss.sum(axis=1)
+    residual = delta = p - y  # the delta of the natural partners, whose slopes cancel
+    if loss not in (BINARY_CROSS_ENTROPY, POISSON):
+        delta = times_slope(kind, loss_slope(loss, residual, d), z if of_logits(kind) else p)
+    return p, delta, loss_of(loss, z, y, residual, d).sum(axis=1)
 
 
 def softmax(z: Array) -> Array:
@@ -251,11 +252,7 @@ def output(loss: int, d: float, kind: int, z: Array, y: Array) -> tuple[Array, A
     """Prediction (B, O), delta (B, O) and loss (B,) from the logits z (B, O)."""
     if loss == CROSS_ENTROPY:
         return cross_entropy(z, y)
-    if loss == BINARY_CROSS_ENTROPY:
-        return binary_cross_entropy(z, y)
-    if loss == POISSON:
-        return poisson(z, y)
-    return regression(loss, d, kind, z, y)
+    return elementwise(loss, d, kind, z, y)
 
 
 def misfit(loss: int, p: Array, y: Array, spread: Array) -> Array:
