@@ -182,7 +182,7 @@ def _words(bundle: Plan | Memory) -> NDArray[np.int64]:
     return np.frombuffer(bytearray(struct.pack(_LAYOUTS[type(bundle)], *values)), np.int64)
 
 
-@functools.lru_cache(maxsize=256)  # as many as plans are kept
+@functools.lru_cache(maxsize=16)  # of those that are asked for again and again
 def _words_of_plan(plan: Plan) -> NDArray[np.int64]:
     return _words(plan)
 
