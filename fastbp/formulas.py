@@ -349,19 +349,21 @@ def misfit(loss, p, y, weight, spread, O, S, totals):
 @kernel
 def step(plan, memory, scale):
     """Update the weights with the gradient of a batch, times scale;  writes params, gradient, momenta and totals."""
-    P, w, g, settings, totals = plan.parameters, memory.params, memory.gradient, plan.settings, memory.totals
+    begin_step(plan, memory, scale)
+    update(plan, memory, np.int64(0), plan.parameters)
+
+
+@inlined
+def begin_step(plan, memory, scale):
+    """What of a step looks at all parameters, and the numbers of `update`;  writes params, gradient and totals."""
+    w, g, settings, totals = memory.params, memory.gradient, plan.settings, memory.totals
     cast = memory.scalars  # float64 numbers stored here and read back have the working precision
     if plan.l2 > 0:
         totals[LOSS] += penalty(plan, w, g)
     if plan.clip_norm > 0:
         if_full(plan, None, clip, plan, g, scale)
     cast[SCALE] = scale
-    if plan.optimizer == PLAIN_SGD:
-        plain_sgd(P, w, g, cast[SCALE], cast[RATE])
-    elif plan.optimizer == MOMENTUM_SGD:
-        momentum, nesterov = settings[SGD_MOMENTUM], settings[SGD_NESTEROV] != 0
-        momentum_sgd(P, w, g, memory.first, cast[SCALE], cast[RATE], momentum, nesterov)
-    elif plan.optimizer in (ADAM, ADAMW):
+    if plan.optimizer in (ADAM, ADAMW):
         beta1, beta2, epsilon = settings[ADAM_BETA1], settings[ADAM_BETA2], settings[ADAM_EPSILON]
         totals[POWER1] *= beta1  # beta1^t
         totals[POWER2] *= beta2  # beta2^t
@@ -374,18 +376,32 @@ def step(plan, memory, scale):
             if_full(plan, None, decay, plan, w, cast[RATE] * settings[ADAMW_WEIGHT_DECAY])
         elif settings[ADAM_EPSILON_HAT] != 0:
             cast[CORRECTED_EPSILON] = epsilon
+    elif plan.optimizer == RMSPROP:
+        cast[REST1] = 1 - settings[RMSPROP_DECAY]
+
+
+@inlined
+def update(plan, memory, first, n):
+    """The rest of a step for n parameters from the first on, each by itself;  writes params, gradient and momenta."""
+    settings, cast = plan.settings, memory.scalars
+    w, g = at(memory.params, first), at(memory.gradient, first)
+    mean, square = at(memory.first, first), at(memory.second, first)
+    if plan.optimizer == PLAIN_SGD:
+        plain_sgd(n, w, g, cast[SCALE], cast[RATE])
+    elif plan.optimizer == MOMENTUM_SGD:
+        momentum_sgd(n, w, g, mean, cast[SCALE], cast[RATE], settings[SGD_MOMENTUM], settings[SGD_NESTEROV] != 0)
+    elif plan.optimizer in (ADAM, ADAMW):
         adam(
-            P, w, g, memory.first, memory.second, cast[SCALE], cast[CORRECTED_RATE], beta1, beta2, cast[REST1],
-            cast[REST2], cast[CORRECTED_EPSILON],
+            n, w, g, mean, square, cast[SCALE], cast[CORRECTED_RATE], settings[ADAM_BETA1], settings[ADAM_BETA2],
+            cast[REST1], cast[REST2], cast[CORRECTED_EPSILON],
         )  # fmt: skip
     elif plan.optimizer == RMSPROP:
         beta, epsilon = settings[RMSPROP_DECAY], settings[RMSPROP_EPSILON]
-        cast[REST1] = 1 - beta
-        if_full(plan, None, rmsprop, P, w, g, memory.second, cast[SCALE], cast[RATE], beta, cast[REST1], epsilon)
+        if_full(plan, None, rmsprop, n, w, g, square, cast[SCALE], cast[RATE], beta, cast[REST1], epsilon)
     elif plan.optimizer == IRPROP:
         increase, decrease = settings[IRPROP_INCREASE], settings[IRPROP_DECREASE]
         smallest, largest = settings[IRPROP_SMALLEST_STEP], settings[IRPROP_LARGEST_STEP]
-        if_full(plan, None, irprop, P, w, g, memory.first, memory.second, increase, decrease, smallest, largest)
+        if_full(plan, None, irprop, n, w, g, mean, square, increase, decrease, smallest, largest)
 
 
 @kernel

@@ -140,31 +140,38 @@ def run_words(precision, full, plan, memory, data, validation, blocks):
 @kernel
 def run_blocks(plan, memory, data, validation, blocks):
     """`run` with pointers in place of arrays."""
-    n, rows, S, position = plan.rows, plan.rows + plan.validation_rows, plan.width, memory.position
+    position, status = memory.position, FINISHED
     epoch, row, panel = position[EPOCH], position[ROW], position[PANEL]
-    status = FINISHED
     set_rate(plan, memory, epoch)
     for _ in range(blocks):
-        if row < n:
+        if row < plan.rows:
             count = train_block(plan, memory, data, epoch, row, panel)
         else:
-            count = if_full(plan, 0, validate_block, plan, memory, validation, row - n, panel)
-        row, panel = row + count, panel + (count + S - 1) // S
-        if row == n:
-            status = end_training(plan, memory, epoch)
-            panel = 0
-        elif row == rows:
-            if_full(plan, None, end_validation, plan, memory, epoch)
-        if row == rows or status == DIVERGED:
-            if status == FINISHED and (plan.patience >= 0 or plan.schedule != CONSTANT):
-                status = judge(plan, memory, epoch)
-            epoch, row, panel = epoch + 1, 0, 0
-            if plan.schedule != CONSTANT:
-                set_rate(plan, memory, epoch)
-            if status != FINISHED:
-                break
+            count = if_full(plan, 0, validate_block, plan, memory, validation, row - plan.rows, panel)
+        status, epoch, row, panel = end_block(plan, memory, epoch, row, panel, count)
+        if status != FINISHED:
+            break
     position[EPOCH], position[ROW], position[PANEL] = epoch, row, panel
     return status
+
+
+@inlined
+def end_block(plan, memory, epoch, row, panel, count):
+    """What follows the next rows of an epoch, so many;  returns the status of `run` and where the next ones begin."""
+    n, rows, S, status = plan.rows, plan.rows + plan.validation_rows, plan.width, FINISHED
+    row, panel = row + count, panel + (count + S - 1) // S
+    if row == n:
+        status = end_training(plan, memory, epoch)
+        panel = 0
+    elif row == rows:
+        if_full(plan, None, end_validation, plan, memory, epoch)
+    if row == rows or status == DIVERGED:
+        if status == FINISHED and (plan.patience >= 0 or plan.schedule != CONSTANT):
+            status = judge(plan, memory, epoch)
+        epoch, row, panel = epoch + 1, 0, 0
+        if plan.schedule != CONSTANT:
+            set_rate(plan, memory, epoch)
+    return status, epoch, row, panel
 
 
 @inlined
@@ -186,14 +193,14 @@ def train_block(plan, memory, data, epoch, row, panel):
         gather(data, at(memory.order, row), count, F, S, panels, memory.all_zero, x)
     weight = np.float64(batch_rows)
     if plan.weighted:
-        totals[BATCH_WEIGHT] += weight_of(x, F, S, panels)
-        weight = totals[BATCH_WEIGHT]
+        weight = totals[BATCH_WEIGHT] = weight_of(x, F, S, panels, totals[BATCH_WEIGHT])
     scale = 1.0 / weight if plan.mean and weight > 0 else 1.0
     if plan.tiny:
         tiny_batch(plan, memory, x, scale)
     else:
-        forward(plan, memory.params, memory.all_zero, plan.dropout, x, F, panels, epoch, row, memory.kept, a)
-        output_layer(plan, memory, x, F, panels)
+        begin = np.int64(0)
+        forward(plan, memory.params, memory.all_zero, plan.dropout, x, F, begin, panels, epoch, row, memory.kept, a)
+        output_layer(plan, memory, x, F, begin, panels, totals, begin)
         backward(plan, memory, x, F, count, epoch, row)
         if row + count == batch + batch_rows:
             if weight > 0:  # a batch without weight is as if it were not there
@@ -211,12 +218,13 @@ def validate_block(plan, memory, validation, row, panel):
     count = min(plan.validation_rows - row, plan.block * S)
     panels = (count + S - 1) // S
     x = at(validation, panel * F * S)
-    forward(plan, memory.params, memory.all_zero, memory.all_zero, x, F, panels, 0, row, a, a)
-    output_layer(plan, memory, x, F, panels)
+    begin = np.int64(0)
+    forward(plan, memory.params, memory.all_zero, memory.all_zero, x, F, begin, panels, begin, row, a, a)
+    output_layer(plan, memory, x, F, begin, panels, totals, begin)
     for p in range(panels):
         y = at(x, (p * F + I) * S)
         misfit(plan.loss, at(a, top + p * O * S), y, at(y, O * S), plan.spread, O, S, totals)
-    totals[WEIGHT] += weight_of(x, F, S, panels)
+    totals[WEIGHT] = weight_of(x, F, S, panels, totals[WEIGHT])
     return count
 
 
@@ -365,7 +373,7 @@ def predict_blocks(plan, params, data, order, all_zero, x, a, predictions):
         count = min(n - first, plan.block * S)
         panels = (count + S - 1) // S
         gather(data, at(order, first), count, I, S, panels, all_zero, x)
-        forward(plan, params, all_zero, all_zero, x, I, panels, first, first, a, a)
+        forward(plan, params, all_zero, all_zero, x, I, np.int64(0), panels, first, first, a, a)
         for p in range(panels):
             z = at(a, top + p * O * S)
             if kind == SOFTMAX:
@@ -383,42 +391,50 @@ def predict_blocks(plan, params, data, order, all_zero, x, a, predictions):
 
 
 @kernel
-def forward(plan, params, all_zero, rates, x, F, panels, epoch, first, kept, activations):
-    """a_l = f_l(W_l^T a_{l-1} + b_l) for every layer of a block; the last layer is left as logits.
+def forward(plan, params, all_zero, rates, x, F, begin, end, epoch, first, kept, activations):
+    """a_l = f_l(W_l^T a_{l-1} + b_l) for every layer and the panels from begin to end of a block; logits at the last.
 
     params (P,), all_zero (widest layer,) zeros, rates (layers,) of dropout, x (panels, F, S), samples from `first` on;
     writes activations, layer after layer, each (panels, O, S), and kept likewise, in the layers that keep it.
     """
-    layers, S = plan.layers, plan.width
+    S = plan.width
     a, a_stride = x, F
-    unit = np.int64(1)  # a literal would compile `product` once more
-    for layer in range(layers):
+    for layer in range(plan.layers):
         I, O, top = plan.sizes[layer], plan.sizes[layer + 1], plan.tops[layer] * plan.block * S
         w, out = at(params, plan.starts[layer]), at(activations, top)
         logits = at(kept, top) if plan.keeps[layer] else out
         bias = at(w, I * O) if plan.biases else all_zero
-        for p in range(panels):
-            z, out_p = at(logits, p * O * S), at(out, p * O * S)
-            # z[o, s] = b[o] + sum_i w[i, o] a[i, s]
-            product(w, unit, O, O, I, bias, at(a, p * a_stride * S), S, z)
-            if layer + 1 < layers:
-                f_z = out_p if of_logits(plan.kinds[layer]) else z
-                activate(plan, plan.kinds[layer], z, O * S, f_z)
-                if rates[layer] > 0:
-                    key = random_stream(plan.seed, epoch, layer + 1)
-                    if_full(plan, None, dropout, rates[layer], key, plan.rows, first + p * S, f_z, O, S, out_p)
+        for p in range(begin, end):
+            a_p, z, out_p = at(a, p * a_stride * S), at(logits, p * O * S), at(out, p * O * S)
+            forward_units(plan, layer, w, bias, rates, a_p, I, np.int64(0), O, O, S, epoch, first + p * S, z, out_p)
         a, a_stride = out, O
 
 
+@inlined
+def forward_units(plan, layer, w, bias, rates, a, I, unit, units, O, S, epoch, first, z, out):
+    """`forward` for some units of a layer, from this one on, and one panel;  writes z and out (units, S)."""
+    # z[o, s] = b[o] + sum_i w[i, o] a[i, s]; a literal 1 would compile `product` once more
+    product(at(w, unit), np.int64(1), O, units, I, at(bias, unit), a, S, z)
+    if layer + 1 < plan.layers:
+        f_z = out if of_logits(plan.kinds[layer]) else z
+        activate(plan, plan.kinds[layer], z, units * S, f_z)
+        if rates[layer] > 0:
+            key = random_stream(plan.seed, epoch, layer + 1) + np.uint64(unit * plan.rows)
+            if_full(plan, None, dropout, rates[layer], key, plan.rows, first, f_z, units, S, out)
+
+
 @kernel
-def output_layer(plan, memory, x, F, panels):
-    """Predictions, deltas and loss of a block;  writes activations and deltas of the last layer, adds to totals."""
+def output_layer(plan, memory, x, F, begin, end, figures, stride):
+    """Predictions, deltas and loss of the panels from begin to end;  writes activations and deltas of the last layer.
+
+    Adds to figures what `output` adds to totals, those of each panel `stride` numbers after those of the last.
+    """
     S, I, O = plan.width, plan.sizes[0], plan.sizes[plan.layers]
     top = plan.tops[plan.layers - 1] * plan.block * S
-    for p in range(panels):
+    for p in range(begin, end):
         y = at(x, (p * F + I) * S)
         a, delta = at(memory.activations, top + p * O * S), at(memory.deltas, top + p * O * S)
-        output(plan, a, y, at(y, O * S), O, S, delta, memory.totals)
+        output(plan, a, y, at(y, O * S), O, S, delta, at(figures, p * stride))
 
 
 @kernel
@@ -429,28 +445,35 @@ def backward(plan, memory, x, F, samples, epoch, first):
     """
     S = plan.width
     panels = (samples + S - 1) // S
-    unit, counting, all_zero = np.int64(1), memory.counting, memory.all_zero
+    counting, all_zero = memory.counting, memory.all_zero
     for layer in range(plan.layers - 1, -1, -1):
         I, O, w = plan.sizes[layer], plan.sizes[layer + 1], plan.starts[layer]
         delta, gradient = at(memory.deltas, plan.tops[layer] * plan.block * S), at(memory.gradient, w)
         if plan.biases:
-            bias_gradient(delta, O, panels, S, at(gradient, I * O))
+            bias_gradient(delta, O, O, panels, S, at(gradient, I * O))
         if layer == 0:
             weight_gradient(x, F, I, delta, O, samples, S, counting, all_zero, memory.scratch, gradient)
         else:
             top = plan.tops[layer - 1] * plan.block * S
-            a, below = at(memory.activations, top), at(memory.deltas, top)
+            a, below, w_layer = at(memory.activations, top), at(memory.deltas, top), at(memory.params, w)
             kept = at(memory.kept, top) if plan.keeps[layer - 1] else a
             weight_gradient(a, I, I, delta, O, samples, S, counting, all_zero, memory.scratch, gradient)
             for p in range(panels):
-                # delta_below[i, s] = f'(z[i, s]) sum_o w[i, o] delta[o, s], and what dropout did to a[i, s]
-                delta_p, below_p = at(delta, p * O * S), at(below, p * I * S)
-                product(at(memory.params, w), O, unit, I, O, all_zero, delta_p, S, below_p)
-                slope(plan, plan.kinds[layer - 1], below_p, at(kept, p * I * S), I * S)
-                if plan.dropout[layer - 1] > 0:
-                    key = random_stream(plan.seed, epoch, layer)
-                    rate = plan.dropout[layer - 1]
-                    if_full(plan, None, dropout, rate, key, plan.rows, first + p * S, below_p, I, S, below_p)
+                delta_p, below_p, kept_p = at(delta, p * O * S), at(below, p * I * S), at(kept, p * I * S)
+                backward_units(
+                    plan, layer, w_layer, all_zero, delta_p, O, np.int64(0), I, S, epoch, first + p * S, kept_p, below_p
+                )  # fmt: skip
+
+
+@inlined
+def backward_units(plan, layer, w, all_zero, delta, O, unit, units, S, epoch, first, kept, below):
+    """Deltas of some units below a layer, from this one on, and of one panel;  writes below (units, S)."""
+    # delta_below[i, s] = f'(z[i, s]) sum_o w[i, o] delta[o, s], and what dropout did to a[i, s]
+    product(at(w, unit * O), O, np.int64(1), units, O, all_zero, delta, S, below)
+    slope(plan, plan.kinds[layer - 1], below, kept, units * S)
+    if plan.dropout[layer - 1] > 0:
+        key = random_stream(plan.seed, epoch, layer) + np.uint64(unit * plan.rows)
+        if_full(plan, None, dropout, plan.dropout[layer - 1], key, plan.rows, first, below, units, S, below)
 
 
 # --- early stopping and learning-rate schedules -----------------------------------------------------------------------
@@ -539,9 +562,8 @@ def gather(data, order, count, F, S, panels, all_zero, out):
 
 
 @kernel
-def weight_of(x, F, S, panels):
-    """Sum of the weights of a block, the last feature of x (panels, F, S)."""
-    total = 0.0
+def weight_of(x, F, S, panels, total):
+    """The total and the weights of a block, the last feature of x (panels, F, S), panel by panel: no cut shows."""
     for p in range(panels):
         for v in range(0, S, lanes_of(x)):
             total += lane_sum(load(1, 1, at(x, (p * F + F - 1) * S + v), 0))

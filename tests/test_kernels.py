@@ -209,7 +209,7 @@ def weight_gradient(a, a_stride, inputs, delta, outputs, samples, S, counting, a
 
 @entry
 def bias_gradient(delta, outputs, panels, S, gradient):
-    products.bias_gradient(at(delta, 0), outputs, panels, S, at(gradient, 0))
+    products.bias_gradient(at(delta, 0), outputs, outputs, panels, S, at(gradient, 0))
 
 
 # The numbers of an optimiser come in an array, so that they have the working precision.
