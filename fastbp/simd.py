@@ -16,6 +16,8 @@ same reason, and because Numba would call the scalar ones of the C library lane 
 from __future__ import annotations
 
 import operator
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, get_type_hints
 
@@ -547,6 +549,103 @@ def put_back(typingctx, word):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.none(types.uint64), generate
+
+
+# --- threads --------------------------------------------------------------------------------------------------------
+# All of them sequentially consistent: what a thread wrote before is seen by whoever sees the number it wrote.
+
+
+def _number_at(builder: Any, arguments: Any) -> Any:
+    return builder.gep(arguments[0], [arguments[1]])
+
+
+@intrinsic
+def atomic_add(typingctx, numbers, place, number):  # type: ignore[no-untyped-def]
+    """numbers[place] += number, as one step for all threads;  returns what was there before."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.atomic_rmw("add", _number_at(builder, arguments), arguments[2], "seq_cst")
+
+    return types.int64(types.CPointer(types.int64), types.intp, types.int64), generate
+
+
+@intrinsic
+def atomic_load(typingctx, numbers, place):  # type: ignore[no-untyped-def]
+    """numbers[place], which other threads write."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load_atomic(_number_at(builder, arguments), "seq_cst", 8)
+
+    return types.int64(types.CPointer(types.int64), types.intp), generate
+
+
+@intrinsic
+def atomic_store(typingctx, numbers, place, number):  # type: ignore[no-untyped-def]
+    """numbers[place] = number, which other threads read."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.store_atomic(arguments[2], _number_at(builder, arguments), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.none(types.CPointer(types.int64), types.intp, types.int64), generate
+
+
+@intrinsic
+def pause(typingctx):  # type: ignore[no-untyped-def]
+    """Tell the core that a loop waits, where there is such an instruction: it leaves its caches to the other thread."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if MACHINE == "x86_64":
+            _call(builder, "llvm.x86.sse2.pause", ir.VoidType())
+        return context.get_dummy_value()
+
+    return types.none(), generate
+
+
+@intrinsic
+def give_way(typingctx):  # type: ignore[no-untyped-def]
+    """Let the system run another thread on this core, where it has sched_yield; Windows has not."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if os.name == "posix":
+            _call(builder, "sched_yield", INT32)
+        return context.get_dummy_value()
+
+    return types.none(), generate
+
+
+@intrinsic
+def nap(typingctx, microseconds):  # type: ignore[no-untyped-def]
+    """Sleep so long and some 50 us more, where the system has usleep; Windows has not."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if os.name == "posix":
+            _call(builder, "usleep", INT32, builder.trunc(arguments[0], INT32))
+        return context.get_dummy_value()
+
+    return types.none(types.int64), generate
+
+
+@intrinsic
+def core(typingctx):  # type: ignore[no-untyped-def]
+    """Number of the core that runs this thread, from 1 on; 0 where the system does not tell."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if sys.platform != "linux":
+            return INT64(0)
+        return builder.add(builder.sext(_call(builder, "sched_getcpu", INT32), INT64), INT64(1))
+
+    return types.int64(), generate
+
+
+@intrinsic
+def ticks(typingctx):  # type: ignore[no-untyped-def]
+    """Ticks of a steady clock, a few to a nanosecond on x86; 0 where none can be read by one instruction."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _call(builder, "llvm.readcyclecounter", INT64) if MACHINE == "x86_64" else INT64(0)
+
+    return types.int64(), generate
 
 
 # --- bundles --------------------------------------------------------------------------------------------------------

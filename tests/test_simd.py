@@ -8,7 +8,9 @@ import itertools
 import math
 import platform
 import re
+import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import mpmath
@@ -25,18 +27,26 @@ from fastbp.simd import (
     add_lane_sums,
     add_outer,
     at,
+    atomic_add,
+    atomic_load,
+    atomic_store,
     bundle,
+    core,
     fill,
     flush_subnormals,
+    give_way,
     if_full,
     lane_sum,
     lanes_of,
     load,
     load_rows,
     multiply_add,
+    nap,
+    pause,
     put_back,
     random_bits,
     store,
+    ticks,
     transpose,
     uniform,
     zeros,
@@ -676,6 +686,70 @@ def test_function_is_left_out_of_a_lean_bundle():
     assert full(3, words) == 6
     assert lean(3, words) == 3
     assert never.signatures == []
+
+
+# --- threads --------------------------------------------------------------------------------------------------------
+
+
+@njit
+def count_up(numbers, n):
+    for _ in range(n):
+        atomic_add(at(numbers, 0), 1, 3)
+
+
+@njit
+def passed_on(numbers, number):
+    atomic_store(at(numbers, 0), 2, number)
+    return atomic_load(at(numbers, 0), 2), atomic_add(at(numbers, 0), 2, -1)
+
+
+@njit
+def rest(n):
+    began = ticks()
+    for _ in range(n):
+        pause()
+        give_way()
+        nap(1)
+    return ticks() - began, core()
+
+
+def test_sums_of_several_threads_lose_nothing():
+    numbers = np.zeros(4, np.int64)
+    count_up(numbers, 0)
+    workers = [threading.Thread(target=count_up, args=(numbers, 10**6)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+    assert numbers.tolist() == [0, 12 * 10**6, 0, 0]
+
+
+def test_stored_number_is_loaded_and_the_old_one_returned():
+    numbers = np.zeros(4, np.int64)
+
+    assert passed_on(numbers, 2**40 + 7) == (2**40 + 7, 2**40 + 7)
+    assert numbers.tolist() == [0, 0, 2**40 + 6, 0]
+
+
+def test_thread_that_waits_goes_on():
+    passed, number = rest(3)
+
+    assert passed >= 0
+    assert 0 <= number <= 4096
+
+
+@pytest.mark.parametrize(("machine", "system", "platform"), [("aarch64", "posix", "darwin"), ("other", "nt", "win32")])
+def test_other_machines_and_systems_are_asked_for_nothing_they_lack(machine, system, platform, monkeypatch):
+    monkeypatch.setattr(simd, "MACHINE", machine)
+    monkeypatch.setattr(simd, "os", SimpleNamespace(name=system))
+    monkeypatch.setattr(simd, "sys", SimpleNamespace(platform=platform))
+    elsewhere = njit(rest.py_func)
+    elsewhere.compile((numba.int64,))
+    code = elsewhere.inspect_llvm(elsewhere.signatures[0])
+
+    assert not re.search("x86.sse|readcyclecounter|sched_getcpu", code)
+    assert ("sched_yield" in code, "usleep" in code) == (system == "posix",) * 2
 
 
 # --- the machine ----------------------------------------------------------------------------------------------------
