@@ -367,24 +367,30 @@ def predict_words(full, plan, params, data, order, all_zero, gathered, activatio
 @kernel
 def predict_blocks(plan, params, data, order, all_zero, x, a, predictions):
     """`predict` with pointers in place of arrays."""
-    n, S, I, O = plan.rows, plan.width, plan.sizes[0], plan.sizes[plan.layers]
+    for first in range(0, plan.rows, plan.block * plan.width):
+        predict_block(plan, params, data, order, all_zero, first, x, a, predictions)
+
+
+@inlined
+def predict_block(plan, params, data, order, all_zero, first, x, a, predictions):
+    """`predict` for a block of rows, from the first on."""
+    S, I, O = plan.width, plan.sizes[0], plan.sizes[plan.layers]
     kind, top = plan.kinds[plan.layers - 1], plan.tops[plan.layers - 1] * plan.block * S
-    for first in range(0, n, plan.block * S):
-        count = min(n - first, plan.block * S)
-        panels = (count + S - 1) // S
-        gather(data, at(order, first), count, I, S, panels, all_zero, x)
-        forward(plan, params, all_zero, all_zero, x, I, np.int64(0), panels, first, first, a, a)
-        for p in range(panels):
-            z = at(a, top + p * O * S)
-            if kind == SOFTMAX:
-                for v in range(0, S, lanes_of(z)):
-                    softmax(highest(at(z, v), O, S), at(z, v), O, S)
-            else:
-                activate(plan, kind, z, O * S, z)
-            out = at(predictions, (first + p * S) * O)
-            for s in range(min(S, count - p * S)):
-                for o in range(O):
-                    out[s * O + o] = z[o * S + s]
+    count = min(plan.rows - first, plan.block * S)
+    panels = (count + S - 1) // S
+    gather(data, at(order, first), count, I, S, panels, all_zero, x)
+    forward(plan, params, all_zero, all_zero, x, I, np.int64(0), panels, first, first, a, a)
+    for p in range(panels):
+        z = at(a, top + p * O * S)
+        if kind == SOFTMAX:
+            for v in range(0, S, lanes_of(z)):
+                softmax(highest(at(z, v), O, S), at(z, v), O, S)
+        else:
+            activate(plan, kind, z, O * S, z)
+        out = at(predictions, (first + p * S) * O)
+        for s in range(min(S, count - p * S)):
+            for o in range(O):
+                out[s * O + o] = z[o * S + s]
 
 
 # --- one batch: forward pass, loss, backward pass, update -------------------------------------------------------------

@@ -65,6 +65,17 @@ EPOCH, ROW, PANEL, STALE, STALE_RATE = range(POSITION_PLACES)
 TOTALS_PLACES = 10
 LOSS, ERROR, POWER1, POWER2, MISFIT, BATCH_WEIGHT, WEIGHT, BEST, BEST_RATE, FACTOR = range(TOTALS_PLACES)
 
+# Places in Share.control: chunks given out and done, and whether helpers are wanted, each in a cache line of its own,
+# since all threads write to or watch them; then what there is to do; and what the leader thinks of its helpers.
+CONTROL_PLACES = 40
+TICKET, DONE, OPEN = 0, 8, 16
+STAGE, STAGE_LAYER, STAGE_EPOCH, STAGE_ROW, STAGE_PANEL, STAGE_SAMPLES, STAGE_UPDATES, LEADERS_CORE = range(24, 32)
+ALONE_UNTIL, CAUTION, IN_TIME = range(32, 35)
+LIMIT = 2**20  # above the chunks of any stage
+LEAST_CAUTION = 3
+FIGURES_PLACES = 8  # a cache line
+EDGE_ROWS = 8  # of W, at least as many as a tile has
+
 # Arrays of a Memory in the working precision, but for the parameters; and those that have a number for each epoch.
 WORKING = (
     "gradient", "first", "second", "best", "all_zero", "scalars", "data", "activations", "kept", "deltas", "scratch",
@@ -166,18 +177,31 @@ class Memory(NamedTuple):
         return self.params, self.gradient, self.first, self.second, self.best, self.position, self.totals
 
 
+class Share(NamedTuple):
+    """What threads that walk a block together have beside its memory."""
+
+    control: NDArray[np.int64]  # (CONTROL_PLACES,) who does what, and what there is to do
+    figures: NDArray[np.float64]  # (block, FIGURES_PLACES) what a panel adds to totals
+    scratch: Array  # (layers, block, S, C) deltas, transposed
+    edges: Array  # (threads, edge) the last rows of a chunk of W, which are not to be written beyond
+    edge: int
+    cut: int  # panels, over which one thread would sum lanes at once
+    by_units: bool  # whether batches have too few panels, and the units of a layer are shared out instead
+
+
 # How `struct` calls their fields.
 _LAYOUTS = {
-    kind: "".join("d" if hint is float else "q" for hint in get_type_hints(kind).values()) for kind in (Plan, Memory)
+    kind: "".join("d" if hint is float else "q" for hint in get_type_hints(kind).values())
+    for kind in (Plan, Memory, Share)
 }
 
 
-def words_of(bundle: Plan | Memory) -> NDArray[np.int64]:
+def words_of(bundle: Plan | Memory | Share) -> NDArray[np.int64]:
     """The fields as kernels read them, 8 bytes each: numbers, and addresses of arrays, which must outlive the words."""
     return _words_of_plan(bundle) if isinstance(bundle, Plan) else _words(bundle)
 
 
-def _words(bundle: Plan | Memory) -> NDArray[np.int64]:
+def _words(bundle: Plan | Memory | Share) -> NDArray[np.int64]:
     values = [address(x) if isinstance(x, np.ndarray) else x for x in bundle]
     return np.frombuffer(bytearray(struct.pack(_LAYOUTS[type(bundle)], *values)), np.int64)
 

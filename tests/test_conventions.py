@@ -37,6 +37,8 @@ MAY_IMPORT = {
     "products": {"jit", "simd"},
     "formulas": {"choices", "workspace", "jit", "simd"},
     "kernels": {"choices", "workspace", "jit", "simd", "products", "formulas"},
+    "teams": {"choices", "workspace", "jit", "simd", "products", "formulas", "kernels"},
+    "threads": {"workspace", "teams"},
     "reference": {"choices", "workspace"},
     "network": {"choices", "checks", "checkpoint", "workspace", "jit", "kernels", "reference"},
     "progress": set(),
@@ -53,7 +55,7 @@ MAY_IMPORT = {
     "__init__": {"version", "errors", "choices", "network", "trainer", "train"},
     "__main__": {"__init__", "choices", "checks", "jit", "simd", "network", "trainer", "train", "xor"},
 }
-KERNELS = ["products", "formulas", "kernels"]
+KERNELS = ["products", "formulas", "kernels", "teams"]
 WITHOUT_NUMBA = ["version", "errors", "scalars", "choices", "checks", "checkpoint", "network", "reference"]
 
 # Public kernels that have no twin in the reference, each with its reason.
@@ -95,7 +97,12 @@ ONLY_COMPILED = {
     "end_block": "lines of the twin of `run`",
     "predict_words": LAYOUT,
     "predict_blocks": LAYOUT,
+    "predict_block": "a part of `predict`",
 }
+TEAM = "what one thread does in `kernels`, in chunks: compared with it bit by bit"
+ONLY_COMPILED |= dict.fromkeys(
+    re.findall(r"^def (\w+)", (ROOT / "fastbp/teams.py").read_text(encoding="utf-8"), re.MULTILINE), TEAM
+)
 
 # What users call has docstrings with numpydoc sections; inside the house formula, shapes and what is written do.
 ROOMS = ["xor", "export", "plots", "sklearn"]  # whose names are public beside those of the package

@@ -40,6 +40,7 @@ from fastbp.workspace import (
     VECTOR_BYTES,
     Memory,
     Plan,
+    Share,
     aligned,
     forward_memory,
     make_memory,
@@ -101,7 +102,7 @@ def fenced(array, fences):
 
 def copied(argument, fences):
     """A copy with fences around every array; numbers stay."""
-    if isinstance(argument, Plan | Memory):
+    if isinstance(argument, Plan | Memory | Share):
         return type(argument)(*(copied(field, fences) for field in argument))
     return fenced(argument, fences) if isinstance(argument, np.ndarray) else argument
 

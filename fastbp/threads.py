@@ -1,0 +1,304 @@
+"""Threads inside one network: how many pay, what they share, and how they come and go.
+
+What they do is in `teams.py`, which is compiled and only imported where there is more than one of them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastbp.workspace import (
+    CAUTION,
+    CONTROL_PLACES,
+    EDGE_ROWS,
+    FIGURES_PLACES,
+    LEAST_CAUTION,
+    LIMIT,
+    OPEN,
+    TICKET,
+    VECTOR_BYTES,
+    Array,
+    Memory,
+    Plan,
+    Share,
+    aligned,
+    make_memory,
+    words_of,
+)
+
+BLOCK_WORK = 2**23  # multiply-adds of a block that threads walk: its stages then take some 100 us
+BLOCK_BYTES = 2**19  # of its activations, which a second-level cache should hold
+
+# What "auto" reckons with. The pace is that of a fast core with AVX-512 in float32: a slower one gains more than
+# reckoned. A stage costs what the threads wait for each other, and fetch of each other's results from cache to cache:
+# 4 to 12 us were measured, for 64 to 512 units. A call starts the threads.
+PACE = 60  # multiply-adds a nanosecond
+UNIT_WORK = 16  # of them, what a unit costs beside its weights
+STAGE_SECONDS, START_SECONDS = 8e-6, 3e-4
+LAST_PANEL = 0.15  # of a panel, that the others wait for whoever ends last
+GAIN = 0.9  # the share of the time of one thread that several must promise to take
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "process_cpu_count"):  # from Python 3.13 on
+        return os.process_cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# --- how many ---------------------------------------------------------------------------------------------------------
+
+
+def seconds(plan: Plan, dtype: Any, threads: int = 1, by_units: bool = False) -> float:
+    """Reckon what a whole batch takes on an idle machine."""
+    units = plan.sizes.tolist()
+    passes = 2 * plan.parameters - plan.starts.item(1) + UNIT_WORK * sum(units[1:])
+    panels = -(-plan.batch_size // plan.width)
+    pace = PACE * 4e9 / dtype.itemsize
+    sums = panels * plan.width * plan.parameters / pace
+    if threads == 1:
+        return panels * plan.width * passes / pace + sums
+    block = _panels_of_block(plan, dtype)
+    if by_units:
+        rows, stages = panels / threads, 2 * plan.layers * -(-panels // block)
+        if min(units[1:-1], default=0) < 16 * threads:  # layers that are too narrow to be shared out
+            rows = panels
+    else:
+        full, rest = divmod(panels, block)
+        rows, stages = full * -(-block // threads) + -(-rest // threads), 2 * (full + (rest > 0))
+        rows += LAST_PANEL
+    return rows * plan.width * passes / pace + sums / threads + stages * STAGE_SECONDS
+
+
+def best(plan: Plan, dtype: Any, batches: int = 1, most: int | None = None) -> int:
+    """Return how many threads, of so many or of as many as there are cores, pay for so many batches."""
+    if plan.tiny or plan.batch_size < VECTOR_BYTES // dtype.itemsize:
+        return 1
+    alone, least, chosen = seconds(plan, dtype), GAIN * seconds(plan, dtype), 1
+    for count in range(2, (cores() if most is None else most) + 1):
+        together = min(seconds(plan, dtype, count, by_units) for by_units in (False, True))
+        if together < least and (alone - together) * batches > START_SECONDS:
+            least, chosen = 0.97 * together, count
+    return chosen
+
+
+def best_to_predict(plan: Plan, dtype: Any, most: int | None = None) -> int:
+    """Return how many threads, of so many or of as many as there are cores, pay for one prediction of all rows."""
+    work = plan.parameters + UNIT_WORK * int(plan.sizes[1:].sum())
+    took = plan.rows * work * dtype.itemsize / (PACE * 4e9)
+    return max(1, min(cores() if most is None else most, int(took / (2 * START_SECONDS))))
+
+
+# --- what they share --------------------------------------------------------------------------------------------------
+
+
+def _panels_of_block(plan: Plan, dtype: Any) -> int:
+    """Panels of a block that threads walk: whole blocks of one thread."""
+    samples, rows = plan.block * plan.width, max(plan.batch_size, plan.validation_rows)
+    most = min(
+        BLOCK_WORK // (3 * plan.parameters * samples),
+        BLOCK_BYTES // (dtype.itemsize * samples * (plan.sizes.item(0) + 3 * int(plan.sizes[1:].sum()))),
+        -(-rows // samples),
+    )
+    return plan.block * max(1, most)
+
+
+def shared(plan: Plan, dtype: Any, threads: int) -> tuple[Plan, Share]:
+    """Return the plan with the blocks of so many threads, for which memory is to be made, and what they share.
+
+    Results have the bits of the plan that is handed in, walked by one thread.
+    """
+    block, lanes = _panels_of_block(plan, dtype), VECTOR_BYTES // dtype.itemsize
+    units = plan.sizes[1:].tolist()
+    edge = EDGE_ROWS * -(-max(units) // lanes) * lanes + lanes
+    share = Share(
+        control=aligned(CONTROL_PLACES, np.dtype(np.int64)),
+        figures=aligned(block * FIGURES_PLACES, np.dtype(np.float64)),
+        scratch=aligned(block * plan.width * (sum(units) + plan.layers * lanes), dtype),
+        edges=aligned(threads * edge, dtype),
+        edge=edge,
+        cut=plan.block,
+        by_units=threads > 1 and seconds(plan, dtype, threads, True) < seconds(plan, dtype, threads, False),
+    )
+    share.control[TICKET], share.control[CAUTION] = LIMIT, LEAST_CAUTION
+    return plan._replace(block=block), share
+
+
+# --- what they do -----------------------------------------------------------------------------------------------------
+
+
+class Work:
+    """What a team is to do: the words of a plan and the arrays behind them; plan and share are those of `shared`."""
+
+    def __init__(self, plan: Plan, memory: Memory, share: Share, data: Array, validation: Array) -> None:
+        self.arrays = plan, memory, share  # which must outlive the words, their addresses
+        self.control = share.control
+        precision, full = memory.scalars.dtype.type(), None if plan.lean else True
+        self.words = precision, full, words_of(plan), words_of(memory), words_of(share), data, validation
+
+
+# --- how they come and go ---------------------------------------------------------------------------------------------
+
+
+class Room:
+    """What the threads of a team know of it; not the team itself, which then ends with its last reference."""
+
+    def __init__(self) -> None:
+        self.condition = threading.Condition()
+        self.work: Work | None = None  # what there is to do, if anything
+        self.asleep = 0
+        self.closed = False
+        self.threads: list[threading.Thread] = []
+
+    def help(self, helper: int) -> None:
+        """Help as long as there is work, sleep while there is none: the life of a thread."""
+        from fastbp.teams import team_words
+
+        while True:
+            with self.condition:
+                while self.work is None and not self.closed:
+                    self.asleep += 1
+                    self.condition.wait()
+                    self.asleep -= 1
+                work = self.work
+                if self.closed or work is None:
+                    return
+            team_words(*work.words, -1, helper)
+            del work
+
+    def close(self) -> None:
+        """Have all threads end."""
+        with self.condition:
+            self.closed = True
+            if self.work is not None:
+                self.work.control[OPEN] = -1
+            self.condition.notify_all()
+
+
+class Team:
+    """Threads that help one other, the leader: they begin with its first call, sleep between its calls, end by `close`.
+
+    Only one thread at a time may lead. A fork ends the threads of teams that rest; they begin anew with the next call,
+    in the parent and in the child.
+
+    Parameters
+    ----------
+    threads : int
+        How many, the leader among them.
+
+    Examples
+    --------
+    >>> with Team(2) as team:
+    ...     team.threads
+    2
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._room: Room | None = None
+        self._last: Work | None = None
+        self._end: Any = None
+        _teams.add(self)
+
+    def __enter__(self) -> Team:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(self, work: Work, blocks: int) -> int:
+        """Do so many blocks of the work, with the help of the others; return the status of the kernel."""
+        from fastbp.teams import team_words
+
+        lead: Callable[..., int] = team_words
+        if blocks == 0 or self.threads == 1:  # the first call compiles, which no helper is to do
+            return lead(*work.words, blocks, 0)
+        room = self._room or self._begin()
+        try:
+            with room.condition:
+                if self._last is not None and self._last is not work:
+                    self._last.control[OPEN] = -1
+                self._last = room.work = work
+                work.control[OPEN] = 1
+                if room.asleep:
+                    room.condition.notify_all()
+            return lead(*work.words, blocks, 0)
+        finally:
+            work.control[OPEN] = 0
+            room.work = None
+
+    def _begin(self) -> Room:
+        """Have the threads begin."""
+        room = self._room = Room()
+        self._end = weakref.finalize(self, room.close)
+        self._end.atexit = False
+        for helper in range(1, self.threads):
+            thread = threading.Thread(target=room.help, args=(helper,), name=f"fastbp-{helper}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no further thread can be started: the others do its part
+                break
+            room.threads.append(thread)
+        return room
+
+    def close(self) -> None:
+        """End the threads, and wait until they have ended."""
+        room, last, self._room, self._last = self._room, self._last, None, None
+        if room is not None:
+            if last is not None:
+                last.control[OPEN] = -1  # whoever lingers there need not
+            self._end()
+            for thread in room.threads:
+                thread.join()
+
+    def _forget(self) -> None:
+        """Know nothing of threads that only the parent has."""
+        if self._room is not None:
+            self._end.detach()
+            self._room = self._last = None
+
+
+def bind(plan: Plan, memory: Memory, share: Share, data: Array, validation: Array, team: Team) -> Callable[[int], int]:
+    """`run` of the kernels by a team, as a function of the blocks alone; plan and share are those of `shared`."""
+    work = Work(plan, memory, share, data, validation)
+    return lambda blocks: team.run(work, blocks)
+
+
+def bind_predict(plan: Plan, params: Array, data: Array, predictions: Array, team: Team) -> Callable[[], int]:
+    """`predict` of the kernels by a team, as a function of nothing, for rows in their order; all arrays are flat."""
+    from fastbp.teams import PREDICT
+
+    dtype, block = params.dtype, plan.block * plan.width
+    inputs, *units = plan.sizes.tolist()
+    _, share = shared(plan, dtype, team.threads)
+    none = np.zeros(1, dtype)
+    memory = make_memory(plan._replace(rows=1, block=1, width=1), params, 0)._replace(
+        data=data, kept=predictions, order=np.arange(plan.rows), deltas=aligned(team.threads * block * inputs, dtype),
+        activations=aligned(team.threads * block * sum(units), dtype),
+    )  # fmt: skip
+    work = Work(plan, memory, share, none, none)
+    return lambda: team.run(work, PREDICT)
+
+
+_teams: weakref.WeakSet[Team] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    for team in list(_teams):
+        if team._room is not None and team._room.work is None:
+            team.close()
+
+
+def _after_fork() -> None:
+    for team in list(_teams):
+        team._forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
