@@ -439,7 +439,7 @@ def walk_deltas(plan, memory, share, panels, epoch, row, layer, chunk):
 
 @inlined
 def deltas_of(plan, share, layer, p, O):
-    """Where the transposed deltas of a panel in a layer with O outputs begin."""
+    """Where the transposed deltas of the panels from p on begin, in a layer with O outputs."""
     S, scratch = plan.width, share.scratch
     V = lanes_of(scratch)
     return at(scratch, ((plan.tops[layer] + layer * V) * plan.block + p * columns(O, V)) * S)
@@ -451,9 +451,17 @@ def transpose_deltas(plan, memory, share, layer, begin, end, unit, after):
     S, O = plan.width, plan.sizes[layer + 1]
     C = columns(O, lanes_of(memory.params))
     until = C if after == O else min(C, after)
-    delta = at(memory.deltas, (plan.tops[layer] * plan.block + begin * O) * S)
-    out = deltas_of(plan, share, layer, begin, O)
-    transposed(delta, O, end - begin, S, memory.counting, memory.all_zero, unit, until, out)
+    panels = (share.control[STAGE_SAMPLES] + S - 1) // S
+    for p in range(begin, end):
+        first = p // share.cut * share.cut  # panel of those that `sum_gradients` takes together
+        delta, samples = (
+            at(memory.deltas, (plan.tops[layer] * plan.block + p * O) * S),
+            min(share.cut, panels - first) * S,
+        )
+        transposed(
+            delta, O, p - first, np.int64(1), S, memory.counting, memory.all_zero, unit, until, samples,
+            deltas_of(plan, share, layer, first, O),
+        )  # fmt: skip
 
 
 @inlined

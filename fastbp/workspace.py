@@ -161,7 +161,7 @@ class Memory(NamedTuple):
     activations: Array  # (layers, block, O, S)
     kept: Array  # (layers, block, O, S) what slopes are written with, in the layers that keep it
     deltas: Array  # (layers, block, O, S)
-    scratch: Array  # (block, S, C) deltas of a layer, transposed
+    scratch: Array  # (C block S,) deltas of a layer, transposed
     position: NDArray[np.int64]  # (POSITION_PLACES,)
     totals: NDArray[np.float64]  # (TOTALS_PLACES,)
     vector: NDArray[np.float64]  # (8,) one vector of float64

@@ -637,7 +637,7 @@ def in_panels(x, panels, features, S):
 @by_dtype
 @by_vectors
 @pytest.mark.parametrize("panels", [1, 2, 3])
-@pytest.mark.parametrize("outputs", WIDTHS)
+@pytest.mark.parametrize("outputs", [*WIDTHS, 21, 47])  # the last two: a tile of two vectors, and one of one
 def test_weight_gradient_equals_its_twin(outputs, panels, vectors, dtype, rng):
     V, S = LANES[dtype], vectors * LANES[dtype]
     for inputs, beside, spare in itertools.product(WIDTHS, [0, 3], [0, 5]):
@@ -659,6 +659,27 @@ def test_weight_gradient_equals_its_twin(outputs, panels, vectors, dtype, rng):
         message = f"inputs = {inputs}, {beside} beside, {spare} spare"
         assert_near(actual, expected, 4, scale=4 * samples**0.5, message=message)
         np.testing.assert_array_equal(actual[used:], before[used:], message)
+
+
+@by_dtype
+@by_vectors
+def test_sum_of_a_weight_gradient_does_not_depend_on_the_outputs_beside(vectors, dtype, rng):
+    V, S, inputs, samples = LANES[dtype], vectors * LANES[dtype], 9, 2 * vectors * LANES[dtype] - 5
+    a, delta, before = (draw(rng, dtype, *shape) for shape in ((samples, inputs), (samples, 5 * V), (inputs, 5 * V)))
+
+    def gradient(first, end):
+        outputs = end - first
+        result, scratch = np.append(before[:, first:end], np.zeros(V, dtype)), np.empty(2 * S * outputs, dtype)
+        call(
+            weight_gradient, in_panels(a, 2, inputs, S), inputs, inputs, in_panels(delta[:, first:end], 2, outputs, S),
+            outputs, samples, S, np.arange(V), np.zeros(V, dtype), scratch, result, writes=[scratch, result],
+        )  # fmt: skip
+        return result[:-V].reshape(inputs, -1)
+
+    expected = np.concatenate([gradient(o, o + V) for o in range(0, 5 * V, V)], axis=1)
+    actual = gradient(0, 5 * V)
+
+    np.testing.assert_array_equal(actual, expected)
 
 
 @by_dtype
