@@ -50,7 +50,7 @@ from fastbp.formulas import (
     times_slope,
 )
 from fastbp.jit import entry, inlined, kernel, merged
-from fastbp.products import bias_gradient, product, weight_gradient
+from fastbp.products import bias_gradient, is_wide, product, product_in_slabs, weight_gradient
 from fastbp.simd import (
     add_outer,
     at,
@@ -410,23 +410,29 @@ def forward(plan, params, all_zero, rates, x, F, begin, end, epoch, first, kept,
         w, out = at(params, plan.starts[layer]), at(activations, top)
         logits = at(kept, top) if plan.keeps[layer] else out
         bias = at(w, I * O) if plan.biases else all_zero
+        unit, none = np.int64(1), np.int64(0)  # a literal would compile `product` once more
+        wide = is_wide(O, I, lanes_of(x))
+        # z[o, s] = b[o] + sum_i w[i, o] a[i, s]
+        if wide:
+            a_begin, z_begin = at(a, begin * a_stride * S), at(logits, begin * O * S)
+            product_in_slabs(w, unit, O, O, I, bias, a_begin, a_stride, end - begin, S, z_begin, O)
         for p in range(begin, end):
-            a_p, z, out_p = at(a, p * a_stride * S), at(logits, p * O * S), at(out, p * O * S)
-            forward_units(plan, layer, w, bias, rates, a_p, I, np.int64(0), O, O, S, epoch, first + p * S, z, out_p)
+            z, out_p = at(logits, p * O * S), at(out, p * O * S)
+            if not wide:
+                product(w, unit, O, O, I, bias, at(a, p * a_stride * S), S, z)
+            if layer + 1 < plan.layers:
+                activate_units(plan, layer, rates, none, O, S, epoch, first + p * S, z, out_p)
         a, a_stride = out, O
 
 
 @inlined
-def forward_units(plan, layer, w, bias, rates, a, I, unit, units, O, S, epoch, first, z, out):
-    """`forward` for some units of a layer, from this one on, and one panel;  writes z and out (units, S)."""
-    # z[o, s] = b[o] + sum_i w[i, o] a[i, s]; a literal 1 would compile `product` once more
-    product(at(w, unit), np.int64(1), O, units, I, at(bias, unit), a, S, z)
-    if layer + 1 < plan.layers:
-        f_z = out if of_logits(plan.kinds[layer]) else z
-        activate(plan, plan.kinds[layer], z, units * S, f_z)
-        if rates[layer] > 0:
-            key = random_stream(plan.seed, epoch, layer + 1) + np.uint64(unit * plan.rows)
-            if_full(plan, None, dropout, rates[layer], key, plan.rows, first, f_z, units, S, out)
+def activate_units(plan, layer, rates, unit, units, S, epoch, first, z, out):
+    """f(z), with dropout, for some units of a hidden layer, from this one on, and one panel;  writes z and out."""
+    f_z = out if of_logits(plan.kinds[layer]) else z
+    activate(plan, plan.kinds[layer], z, units * S, f_z)
+    if rates[layer] > 0:
+        key = random_stream(plan.seed, epoch, layer + 1) + np.uint64(unit * plan.rows)
+        if_full(plan, None, dropout, rates[layer], key, plan.rows, first, f_z, units, S, out)
 
 
 @kernel
@@ -451,7 +457,7 @@ def backward(plan, memory, x, F, samples, epoch, first):
     """
     S = plan.width
     panels = (samples + S - 1) // S
-    counting, all_zero = memory.counting, memory.all_zero
+    counting, all_zero, unit, none = memory.counting, memory.all_zero, np.int64(1), np.int64(0)
     for layer in range(plan.layers - 1, -1, -1):
         I, O, w = plan.sizes[layer], plan.sizes[layer + 1], plan.starts[layer]
         delta, gradient = at(memory.deltas, plan.tops[layer] * plan.block * S), at(memory.gradient, w)
@@ -464,18 +470,20 @@ def backward(plan, memory, x, F, samples, epoch, first):
             a, below, w_layer = at(memory.activations, top), at(memory.deltas, top), at(memory.params, w)
             kept = at(memory.kept, top) if plan.keeps[layer - 1] else a
             weight_gradient(a, I, I, delta, O, samples, S, counting, all_zero, memory.scratch, gradient)
+            # delta_below[i, s] = f'(z[i, s]) sum_o w[i, o] delta[o, s], and what dropout did to a[i, s]
+            wide = is_wide(I, O, lanes_of(x))
+            if wide:
+                product_in_slabs(w_layer, O, unit, I, O, all_zero, delta, O, panels, S, below, I)
             for p in range(panels):
-                delta_p, below_p, kept_p = at(delta, p * O * S), at(below, p * I * S), at(kept, p * I * S)
-                backward_units(
-                    plan, layer, w_layer, all_zero, delta_p, O, np.int64(0), I, S, epoch, first + p * S, kept_p, below_p
-                )  # fmt: skip
+                below_p = at(below, p * I * S)
+                if not wide:
+                    product(w_layer, O, unit, I, O, all_zero, at(delta, p * O * S), S, below_p)
+                slope_units(plan, layer, none, I, S, epoch, first + p * S, at(kept, p * I * S), below_p)
 
 
 @inlined
-def backward_units(plan, layer, w, all_zero, delta, O, unit, units, S, epoch, first, kept, below):
-    """Deltas of some units below a layer, from this one on, and of one panel;  writes below (units, S)."""
-    # delta_below[i, s] = f'(z[i, s]) sum_o w[i, o] delta[o, s], and what dropout did to a[i, s]
-    product(at(w, unit * O), O, np.int64(1), units, O, all_zero, delta, S, below)
+def slope_units(plan, layer, unit, units, S, epoch, first, kept, below):
+    """below *= f'(z), and what dropout did, for some units below a layer, from this one on, and one panel."""
     slope(plan, plan.kinds[layer - 1], below, kept, units * S)
     if plan.dropout[layer - 1] > 0:
         key = random_stream(plan.seed, epoch, layer) + np.uint64(unit * plan.rows)

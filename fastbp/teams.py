@@ -19,18 +19,18 @@ from fastbp.formulas import begin_step, misfit, update
 from fastbp.jit import entry, inlined, kernel
 from fastbp.kernels import (
     FINISHED,
-    backward_units,
+    activate_units,
     end_block,
     forward,
-    forward_units,
     gather,
     output_layer,
     predict_block,
     set_rate,
     shuffle,
+    slope_units,
     weight_of,
 )
-from fastbp.products import bias_gradient, columns, gradient_rows, transposed
+from fastbp.products import bias_gradient, columns, gradient_rows, product, transposed
 from fastbp.simd import (
     TILE_ROWS,
     at,
@@ -408,7 +408,9 @@ def walk_units(plan, memory, x, F, panels, epoch, row, layer, chunk):
         place = top + (p * O + unit) * S
         out, a_p = at(memory.activations, place), at(a, p * a_stride * S)
         z = at(memory.kept, place) if plan.keeps[layer] else out
-        forward_units(plan, layer, w, bias, plan.dropout, a_p, I, unit, units, O, S, epoch, row + p * S, z, out)
+        product(at(w, unit), np.int64(1), O, units, I, at(bias, unit), a_p, S, z)
+        if layer + 1 < plan.layers:
+            activate_units(plan, layer, plan.dropout, unit, units, S, epoch, row + p * S, z, out)
 
 
 @inlined
@@ -418,8 +420,8 @@ def panel_deltas(plan, memory, layer, p, unit, units, epoch, row):
     place = plan.tops[layer - 1] * plan.block * S + (p * I + unit) * S
     delta, below = at(memory.deltas, (plan.tops[layer] * plan.block + p * O) * S), at(memory.deltas, place)
     kept = at(memory.kept if plan.keeps[layer - 1] else memory.activations, place)
-    first = row + p * S
-    backward_units(plan, layer, w, memory.all_zero, delta, O, unit, units, S, epoch, first, kept, below)
+    product(at(w, unit * O), O, np.int64(1), units, O, memory.all_zero, delta, S, below)
+    slope_units(plan, layer, unit, units, S, epoch, row + p * S, kept, below)
 
 
 @kernel

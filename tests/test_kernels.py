@@ -155,6 +155,13 @@ def product(w, row_stride, column_stride, rows, n, bias, x, S, out):
 
 
 @entry
+def product_in_slabs(w, row_stride, column_stride, rows, n, bias, x, x_stride, panels, S, out, out_stride):
+    products.product_in_slabs(
+        at(w, 0), row_stride, column_stride, rows, n, at(bias, 0), at(x, 0), x_stride, panels, S, at(out, 0), out_stride
+    )
+
+
+@entry
 def activation(plan, kind, z):
     full = bundle(Plan, z[0], True, plan)
     for q in range(0, z.size, lanes_of(at(z, 0))):
@@ -364,6 +371,34 @@ def test_sum_of_a_product_does_not_depend_on_the_shape(dtype, rng):
         actual = whole
 
         np.testing.assert_array_equal(actual, expected, err_msg=f"rows = {rows}")
+
+
+# Of several columns, of several rows, and with rows left over: fewer than half a tile, and more.
+SLABS = [(1, 700), (9, 193), (33, 641), (102, 1400), (300, 321), (700, 100)]
+
+
+@by_dtype
+@by_vectors
+@pytest.mark.parametrize("transposed", [False, True], ids=["forward", "transposed"])
+@pytest.mark.parametrize("panels", [1, 3])
+def test_product_in_slabs_gives_the_bits_of_the_product(panels, transposed, vectors, dtype, rng):
+    S = vectors * LANES[dtype]
+    for (rows, n), beside in itertools.product([*itertools.product(WIDTHS, WIDTHS), *SLABS], [0, 2]):
+        w, bias, x = draw(rng, dtype, n, rows), draw(rng, dtype, rows), draw(rng, dtype, panels, n + beside, S)
+        stored, strides = (w.T.copy(), (n, 1)) if transposed else (w, (1, rows))
+        out = draw(rng, dtype, panels, rows + beside, S)
+        expected = out.copy()
+        for x_p, expected_p in zip(x, expected, strict=True):
+            product(stored, *strides, rows, n, bias, x_p, S, expected_p)
+        call(
+            product_in_slabs, stored, *strides, rows, n, bias, x, n + beside, panels, S, out, rows + beside,
+            writes=[out],
+        )  # fmt: skip
+
+        actual = out
+
+        message = f"rows = {rows}, n = {n}, {beside} beside"
+        np.testing.assert_array_equal(bits(actual), bits(expected), message)
 
 
 # --- activations --------------------------------------------------------------------------------------------------
