@@ -555,17 +555,17 @@ def add_scaled(n, x, factor, y):
 @kernel
 def finite(P, w):
     """Whether all numbers of w (P,) are finite: 0 w is 0 for those, and NaN for others."""
-    V = lanes_of(w)
-    sums = zeros(4, 1, w)  # four sums at once: one alone would wait for each addition
-    q = 0
-    while q + 4 * V <= P:
-        sums = multiply_add(load(4, 1, at(w, q), V), 0.0, sums)
-        q += 4 * V
-    rest = w[0] * 0
+    V, rest, q = lanes_of(w), w[0] * 0, 0
+    if P >= 4 * V:
+        sums = zeros(4, 1, w)  # four sums at once: one alone would wait for each addition
+        while q + 4 * V <= P:
+            sums = multiply_add(load(4, 1, at(w, q), V), 0.0, sums)
+            q += 4 * V
+        rest += lane_sum(sums)
     while q < P:
         rest += w[q] * 0
         q += 1
-    return rest + lane_sum(sums) == 0
+    return rest == 0
 
 
 # --- learning-rate schedules ------------------------------------------------------------------------------------------

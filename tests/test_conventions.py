@@ -87,6 +87,7 @@ ONLY_COMPILED = {
     "update": "a part of `step`",
     "gather": LAYOUT,
     "weight_of": LAYOUT,
+    "panel_count": LAYOUT,
     "add_scaled": "a loop of `penalty` and `decay`",
     "power": "NumPy's own",
     "cosine": "NumPy's own",
