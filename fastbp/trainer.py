@@ -234,7 +234,8 @@ class Trainer:
         """Whether the training is a new one of one panel of rows, with nothing to be drawn or computed for them."""
         told = self._settings
         drawn = plan.shuffled or plan.validation_rows or told.class_weight is not None
-        return plan.rows <= plan.width and told.backend == "numba" and self._state is None and not drawn
+        one = plan.rows <= plan.width and panels_in(plan.rows, plan) <= 1
+        return one and told.backend == "numba" and self._state is None and not drawn
 
     @property
     def _done(self) -> int:

@@ -216,6 +216,19 @@ def test_training_never_shows_that_another_one_was_prepared_alike(optimizer, wei
         assert one.state.params.tobytes() == other.state.params.tobytes()
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("hidden", "batch_size"), [(3, 4), (3, 1), (17, 1), ((17, 9), 3)])
+def test_short_training_of_several_batches_is_not_that_of_other_rows(hidden, batch_size, weighted, rng):
+    """Each batch has a panel of its own, or rows."""
+    for _ in range(3):
+        X, y, weights = rng.normal(size=(7, 5)), rng.normal(size=(7, 2)), rng.uniform(0.5, 2, 7) if weighted else None
+        settings = {"hidden": hidden, "batch_size": batch_size, "shuffle": False, "epochs": 3, "seed": 0}
+        expected = train(X, y, sample_weight=weights, backend="numpy", **settings)
+        actual = train(X, y, sample_weight=weights, **settings)
+
+        np.testing.assert_allclose(actual.network.params, expected.network.params, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
