@@ -603,7 +603,7 @@ def dropout(rate, key, n, first, a, O, S, out):
     for o in range(O):
         for v in range(0, S, lanes_of(a)):
             q = o * S + v
-            random = uniform(a, key + np.uint64(o * n + first + v))
+            random = uniform(a, key + np.uint64(o * n + first + v), np.uint64(1))
             store(at(out, q), 0, where_less(random, rate, 0.0, scale * load(1, 1, at(a, q), 0)))
 
 

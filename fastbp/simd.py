@@ -473,14 +473,14 @@ def random_bits(typingctx, counter):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def uniform(typingctx, pointer, counter):  # type: ignore[no-untyped-def]
-    """Vector of random numbers in [0, 1), of the pointer's type, lane k from the random bits of counter + k."""
+def uniform(typingctx, pointer, counter, stride):  # type: ignore[no-untyped-def]
+    """Vector of random numbers in [0, 1), of the pointer's type, lane k from the random bits of counter + k stride."""
     tile = Tile(pointer.dtype, 1, VECTOR_BITS // pointer.dtype.bitwidth)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         integers = ir.VectorType(ir.IntType(64), tile.lanes)
-        counters = _splat(builder, arguments[1], tile.lanes)
-        counters = builder.add(counters, ir.Constant(integers, list(range(tile.lanes))))
+        counters, strides = (_splat(builder, argument, tile.lanes) for argument in arguments[1:])
+        counters = builder.add(counters, builder.mul(strides, ir.Constant(integers, list(range(tile.lanes)))))
         bits = _splitmix64(builder, counters, lambda number: ir.Constant(integers, [number] * tile.lanes))
         # The upper bits are the mantissa of a number in [1, 2): no conversion, which AVX2 lacks for 64 bits.
         one = Lanes(
@@ -492,7 +492,7 @@ def uniform(typingctx, pointer, counter):  # type: ignore[no-untyped-def]
         number = one.from_bits(builder.or_(mantissa, one.bits())) - 1.0
         return builder.insert_value(ir.Constant(context.get_value_type(tile), ir.Undefined), number.value, 0)
 
-    return tile(pointer, types.uint64), generate
+    return tile(pointer, types.uint64, types.uint64), generate
 
 
 # --- subnormal numbers ----------------------------------------------------------------------------------------------
@@ -822,6 +822,51 @@ def store(typingctx, pointer, stride, tile):  # type: ignore[no-untyped-def]
     return types.none(pointer, types.intp, tile), generate
 
 
+def _masked(context: Any, builder: Any, tile: Tile, pointer: Any, count: Any, value: Any = None) -> Any:
+    """Load the first `count` lanes of a row of the tile, or store those of the value."""
+    lanes, width = tile.lanes, tile.dtype.bitwidth
+    builder.function.attributes.add("optsize")  # for the reason of `_load`
+    numbers = ir.Constant(ir.VectorType(INT32, lanes), list(range(lanes)))
+    mask = builder.icmp_signed("<", numbers, _splat(builder, builder.trunc(count, INT32), lanes))
+    vector = ir.VectorType(context.get_value_type(tile.dtype), lanes)
+    place, align = builder.bitcast(pointer, vector.as_pointer()), INT32(width // 8)
+    suffix = f"v{lanes}f{width}.p0"
+    if value is None:
+        return _call(builder, f"llvm.masked.load.{suffix}", vector, place, align, mask, ir.Constant(vector, None))
+    return _call(builder, f"llvm.masked.store.{suffix}", ir.VoidType(), value, place, align, mask)
+
+
+@intrinsic(prefer_literal=True)
+def load_first(typingctx, rows, vectors, pointer, stride, count):  # type: ignore[no-untyped-def]
+    """`load` of the first `count` lanes of each row, the others zero; nothing is read beyond."""
+    tile = _tile(pointer, rows, vectors)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, stride, count = arguments[2:]
+        result = ir.Constant(context.get_value_type(tile), ir.Undefined)
+        for row in range(tile.rows):
+            value = _masked(context, builder, tile, pointer, count)
+            result = builder.insert_value(result, value, row)
+            pointer = builder.gep(pointer, [stride])
+        return result
+
+    return tile(rows, vectors, pointer, types.intp, types.intp), generate
+
+
+@intrinsic
+def store_first(typingctx, pointer, stride, tile, count):  # type: ignore[no-untyped-def]
+    """`store` of the first `count` lanes of each row; nothing is written beyond."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, stride, value, count = arguments
+        for row in range(tile.rows):
+            _masked(context, builder, tile, pointer, count, builder.extract_value(value, row))
+            pointer = builder.gep(pointer, [stride])
+        return context.get_dummy_value()
+
+    return types.none(pointer, types.intp, tile, types.intp), generate
+
+
 # --- products and sums ----------------------------------------------------------------------------------------------
 
 
@@ -840,6 +885,20 @@ def add_outer(typingctx, tile, w, stride, x):  # type: ignore[no-untyped-def]
         return result
 
     return tile(tile, w, types.intp, x), generate
+
+
+@intrinsic
+def add_products(typingctx, sums, x, y):  # type: ignore[no-untyped-def]
+    """sums + x[0] y[0] + x[1] y[1] + ..., lane by lane and in this order; sums is a tile of one row."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        sums, x, y = arguments
+        total = builder.extract_value(sums, 0)
+        for row in range(signature.args[1].rows):
+            total = _fused(builder, builder.extract_value(x, row), builder.extract_value(y, row), total)
+        return builder.insert_value(sums, total, 0)
+
+    return sums(sums, x, y), generate
 
 
 def _shuffle(builder: Any, x: Any, y: Any, lanes: list[int]) -> Any:
@@ -880,6 +939,21 @@ def add_lane_sums(typingctx, tile, g, stride):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.none(tile, g, types.intp), generate
+
+
+@intrinsic
+def store_lane_sums(typingctx, pointer, tile):  # type: ignore[no-untyped-def]
+    """pointer[r] = sum of the lanes of tile[r], in the order of `add_lane_sums`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, value = arguments
+        (sums,) = _sum_lanes(builder, [builder.extract_value(value, row) for row in range(tile.rows)])
+        if sums.type.count > tile.rows:
+            sums = _shuffle(builder, sums, sums, list(range(tile.rows)))
+        _store(builder, sums, pointer, tile.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.none(pointer, tile), generate
 
 
 @intrinsic

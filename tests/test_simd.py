@@ -8,6 +8,7 @@ import itertools
 import math
 import platform
 import re
+import textwrap
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from fastbp.network import Network
 from fastbp.simd import (
     add_lane_sums,
     add_outer,
+    add_products,
     at,
     atomic_add,
     atomic_load,
@@ -39,6 +41,7 @@ from fastbp.simd import (
     lane_sum,
     lanes_of,
     load,
+    load_first,
     load_rows,
     multiply_add,
     nap,
@@ -46,6 +49,8 @@ from fastbp.simd import (
     put_back,
     random_bits,
     store,
+    store_first,
+    store_lane_sums,
     ticks,
     transpose,
     uniform,
@@ -479,18 +484,19 @@ def test_random_bits_equal_their_twins(rng):
 
 
 @dtypes
-def test_uniform_numbers_equal_their_twins(dtype, rng):
+@pytest.mark.parametrize("stride", [1, 0, 7, 2**63 + 1])
+def test_uniform_numbers_equal_their_twins(stride, dtype, rng):
     @njit
-    def function(counter, out):
-        store(at(out, 3), 0, uniform(at(out, 0), counter))
+    def function(counter, stride, out):
+        store(at(out, 3), 0, uniform(at(out, 0), counter, stride))
 
     for counter in [*np.array(COUNTERS, np.uint64), *rng.integers(0, 2**64, 100, np.uint64)]:
         actual = buffers(rng, dtype, 1)[0]
         expected = actual.copy()
         with np.errstate(over="ignore"):
-            counters = counter + np.arange(lanes(dtype), dtype=np.uint64)
+            counters = counter + np.uint64(stride) * np.arange(lanes(dtype), dtype=np.uint64)
         expected[3:][: lanes(dtype)] = reference.uniform(np.dtype(dtype), counters)
-        function(counter, actual)
+        function(counter, np.uint64(stride), actual)
 
         assert_same_bits(actual, expected)
 
@@ -524,6 +530,71 @@ def copy(rows, vectors):
         store(at(out, 5), out_stride, load(rows, vectors, at(at(x, 1), 2), stride))
 
     return function
+
+
+@tiles
+@dtypes
+def test_only_the_first_lanes_are_read_and_written(rows, vectors, dtype, rng):
+    @njit
+    def function(x, stride, out, out_stride, count):
+        tile = load_first(rows, vectors, at(x, 3), stride, count)
+        store_first(at(out, 5), out_stride, tile, count)
+        store(at(out, 505), out_stride, tile)
+
+    width = vectors * lanes(dtype)
+    for count in (0, 1, width // 2 + 1, width - 1, width, width + 3):
+        actual, x = buffers(rng, dtype, 2)
+        expected, first = actual.copy(), min(count, width)
+        for r in range(rows):
+            there = x[3 + r * 37 :][:first]
+            expected[5 + r * 40 :][:first] = there
+            expected[505 + r * 40 :][:width] = np.concatenate([there, np.zeros(width - first, dtype)])
+        function(x, 37, actual, 40, count)
+
+        assert_same_bits(actual, expected)
+
+
+@dtypes
+def test_nothing_is_read_behind_the_first_lanes(dtype):
+    """The page behind the array cannot be read."""
+    mmap = pytest.importorskip("mmap")
+    if not hasattr(mmap, "MAP_PRIVATE") or platform.system() != "Linux":
+        pytest.skip("pages are protected by Linux's mprotect")
+    code = f"""
+        import ctypes, mmap, numba, numpy as np
+        from fastbp.simd import at, load_first, store_first
+
+        @numba.njit
+        def function(x, count):
+            store_first(at(x, 0), 0, load_first(1, 1, at(x, 0), 0, count), count)
+
+        page = mmap.PAGESIZE
+        memory = mmap.mmap(-1, 2 * page)
+        begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(begin + page), ctypes.c_size_t(page), 0) == 0
+        for count in range(1, {lanes(dtype)} + 1):
+            size = count * {np.dtype(dtype).itemsize}
+            x = np.frombuffer(memory, np.{dtype.__name__}, count, page - size)
+            function(x, count)
+    """
+    output_of("-c", textwrap.dedent(code))
+
+
+@dtypes
+def test_products_of_rows_add_up_in_order(dtype, rng):
+    @njit
+    def function(x, y, out):
+        store(
+            at(out, 2), 0, add_products(load(1, 1, at(out, 2), 0), load(5, 1, at(x, 0), 40), load(5, 1, at(y, 0), 50))
+        )
+
+    actual, x, y = buffers(rng, dtype, 3)
+    expected, V = actual.copy(), lanes(dtype)
+    for r in range(5):
+        expected[2:][:V] = fused(x[40 * r :][:V], y[50 * r :][:V], expected[2:][:V])
+    function(x, y, actual)
+
+    assert_same_bits(actual, expected)
 
 
 @tiles
@@ -584,6 +655,7 @@ def test_sum_of_lanes_does_not_depend_on_how_many_are_made(rows, dtype, rng):
         tile = load(rows, 1, at(x, 3), 20)
         add_lane_sums(tile, at(g, 5), stride)
         out[7] = lane_sum(tile)
+        store_lane_sums(at(out, 9), tile)
 
     x, g, out = buffers(rng, dtype, 3)
     x *= np.exp(x)
@@ -592,6 +664,7 @@ def test_sum_of_lanes_does_not_depend_on_how_many_are_made(rows, dtype, rng):
     sums = np.array([sum_of_lanes(vector) for vector in vectors])
     g[5 : 5 + 11 * rows : 11] += sums
     out[7] = functools.reduce(np.add, sums)
+    out[9 : 9 + rows] = sums
     function(x, actual[0], 11, actual[1])
 
     assert_same_bits(actual[0], g)
