@@ -132,7 +132,9 @@ def bytes_needed(
     rows, laid = item * (n + held) * features, 0
     if in_panels:
         in_order = 0 if plan.shuffled else panels_in(n, plan)
-        laid = item * features * plan.width * (in_order + panels_in(held, plan._replace(batch_size=max(held, 1))))
+        laid = (
+            item * features * plan.width * (in_order + panels_in(held, plan._replace(batch_size=max(held, 1), few=0)))
+        )
     piece, drawn = min(max(n, held), PIECE // features + 1), settings.validation is not None
     stages = (
         rows + (10 * len(X) + item * features * piece) * drawn,  # who is chosen, twice, and their numbers

@@ -69,6 +69,7 @@ from fastbp.simd import (
     log,
     log1p,
     multiply_add,
+    random_bits,
     sigmoid,
     store,
     tanh,
@@ -566,6 +567,15 @@ def finite(P, w):
         rest += w[q] * 0
         q += 1
     return rest == 0
+
+
+# --- random numbers ---------------------------------------------------------------------------------------------------
+
+
+@kernel
+def random_stream(seed, epoch, layer):
+    """Key of the random numbers for the dropout of a layer, counted from 1, in an epoch; 0 is for its order of rows."""
+    return random_bits(random_bits(np.uint64(seed)) + np.uint64(epoch) + (np.uint64(layer) << np.uint64(32)))
 
 
 # --- learning-rate schedules ------------------------------------------------------------------------------------------

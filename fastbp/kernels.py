@@ -1,6 +1,7 @@
 """Back-propagation in compiled loops, from the outside in: training, one batch of it, its rows.
 
-What a batch calls are the formulas of `formulas.py` and the matrix products of `products.py`.
+What a batch calls are the formulas of `formulas.py` and the matrix products of `products.py`, or if it has few rows
+`rows.py`.
 
 Dimensions
     n  rows of the data set          I  inputs of a layer        V  lanes: elements of one vector
@@ -9,7 +10,8 @@ Dimensions
 
 A *panel* holds S samples, feature-major: `panel[feature * S + sample]`, so that one vector is one feature of V samples
 and a sum over features never crosses lanes. A *block* is a few panels, one after the other, that are walked together
-layer by layer. The last panel of a batch may be padded: its spare samples have weight 0.
+layer by layer. The last panel of a batch may be padded: its spare samples have weight 0. A batch of few rows
+stays rows.
 
 Parameters are flat: for each layer W (I, O) in C order, then b (O,) if there are biases. Everything is handed in and
 written in place; nothing is allocated and nothing is raised. `workspace.py` says what a plan and a memory hold; inside
@@ -43,6 +45,7 @@ from fastbp.formulas import (
     misfit,
     of_logits,
     output,
+    random_stream,
     rate_factor,
     slope,
     softmax,
@@ -51,6 +54,7 @@ from fastbp.formulas import (
 )
 from fastbp.jit import entry, inlined, kernel, merged
 from fastbp.products import bias_gradient, is_wide, product, product_in_slabs, weight_gradient
+from fastbp.rows import few_rows
 from fastbp.simd import (
     add_outer,
     at,
@@ -104,8 +108,8 @@ PANELS = True  # how `run` takes rows that are not shuffled
 def run(plan, memory, data, validation, blocks):
     """Train for this many blocks, from memory.position on, in each epoch first the batches, then the validation.
 
-    data: the rows (n, F), or where they are not shuffled all panels laid out, batch after batch; validation: all panels
-    laid out. Returns FINISHED, or at the end of an epoch DIVERGED, before validation, or STOPPED as `judge` says.
+    data: the rows (n, F), or where they are not shuffled as `panels_of` lays them out, batch after batch; validation:
+    panels. Returns FINISHED, or at the end of an epoch DIVERGED, before validation, or STOPPED as `judge` says.
     """
     return bind(plan, memory, data, validation)(blocks)
 
@@ -193,9 +197,12 @@ def train_block(plan, memory, data, epoch, row, panel):
     count = min(batch + batch_rows - row, plan.block * S)
     panels = panel_count(count, S, a)
     x = at(data, panel * F * S)
+    if plan.shuffled and row == 0:
+        shuffle(plan.rows, plan.seed, epoch, memory.order)
+    if count == batch_rows <= plan.few:
+        few_rows(plan, memory, data, epoch, row, panel, count)
+        return count
     if plan.shuffled:
-        if row == 0:
-            shuffle(plan.rows, plan.seed, epoch, memory.order)
         x = memory.data
         gather(data, at(memory.order, row), count, F, S, panels, memory.all_zero, x)
     weight = np.float64(batch_rows)
@@ -294,7 +301,8 @@ def take_rows(plan, memory, saved, rows):
         copy(P, memory.first, saved.first)
         copy(P, memory.second, saved.second)
     copy(10, memory.totals, saved.totals)
-    gather(rows, memory.order, n, F, S, (n + S - 1) // S, memory.all_zero, memory.data)
+    if n > plan.few:
+        gather(rows, memory.order, n, F, S, (n + S - 1) // S, memory.all_zero, memory.data)
     return FINISHED
 
 
@@ -605,12 +613,6 @@ def dropout(rate, key, n, first, a, O, S, out):
             q = o * S + v
             random = uniform(a, key + np.uint64(o * n + first + v), np.uint64(1))
             store(at(out, q), 0, where_less(random, rate, 0.0, scale * load(1, 1, at(a, q), 0)))
-
-
-@kernel
-def random_stream(seed, epoch, layer):
-    """Key of the random numbers for the dropout of a layer, counted from 1, in an epoch; 0 is for its order of rows."""
-    return random_bits(random_bits(np.uint64(seed)) + np.uint64(epoch) + (np.uint64(layer) << np.uint64(32)))
 
 
 # --- one vector of samples: all of the above for a tiny network -------------------------------------------------------

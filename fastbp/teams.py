@@ -31,6 +31,7 @@ from fastbp.kernels import (
     weight_of,
 )
 from fastbp.products import bias_gradient, columns, gradient_rows, product, transposed
+from fastbp.rows import few_rows
 from fastbp.simd import (
     TILE_ROWS,
     at,
@@ -251,6 +252,9 @@ def share_training(plan, memory, share, data, validation, epoch, row, panel):
     none = np.int64(0)
     if plan.shuffled and row == 0:
         shuffle(plan.rows, plan.seed, epoch, memory.order)
+    if count == batch_rows <= plan.few:
+        few_rows(plan, memory, data, epoch, row, panel, count)
+        return count
     if share.by_units:
         if plan.shuffled:
             gather(data, at(memory.order, row), count, F, S, panels, memory.all_zero, x)

@@ -76,9 +76,14 @@ def seconds(plan: Plan, dtype: Any, threads: int = 1, by_units: bool = False) ->
     return rows * plan.width * passes / pace + sums / threads + stages * STAGE_SECONDS
 
 
+def is_alone(plan: Plan, dtype: Any) -> bool:
+    """Whether one thread walks each batch, however many there are: it is too small to be shared out."""
+    return plan.tiny or plan.batch_size <= plan.few or plan.batch_size < VECTOR_BYTES // dtype.itemsize
+
+
 def best(plan: Plan, dtype: Any, batches: int = 1, most: int | None = None) -> int:
     """Return how many threads, of so many or of as many as there are cores, pay for so many batches."""
-    if plan.tiny or plan.batch_size < VECTOR_BYTES // dtype.itemsize:
+    if is_alone(plan, dtype):
         return 1
     alone, least, chosen = seconds(plan, dtype), GAIN * seconds(plan, dtype), 1
     for count in range(2, (cores() if most is None else most) + 1):
@@ -120,7 +125,7 @@ def shared(plan: Plan, dtype: Any, threads: int) -> tuple[Plan, Share]:
     share = Share(
         control=aligned(CONTROL_PLACES, np.dtype(np.int64)),
         figures=aligned(block * FIGURES_PLACES, np.dtype(np.float64)),
-        scratch=aligned(block * plan.width * (sum(units) + plan.layers * lanes), dtype),
+        scratch=aligned(block * plan.width * (plan.tops.item(-1) + units[-1] + plan.layers * lanes), dtype),
         edges=aligned(threads * edge, dtype),
         edge=edge,
         cut=plan.block,
@@ -280,7 +285,7 @@ def bind_predict(plan: Plan, params: Array, data: Array, predictions: Array, tea
     none = np.zeros(1, dtype)
     memory = make_memory(plan._replace(rows=1, block=1, width=1), params, 0)._replace(
         data=data, kept=predictions, order=np.arange(plan.rows), deltas=aligned(team.threads * block * inputs, dtype),
-        activations=aligned(team.threads * block * sum(units), dtype),
+        activations=aligned(team.threads * block * (plan.tops.item(-1) + units[-1]), dtype),
     )  # fmt: skip
     work = Work(plan, memory, share, none, none)
     return lambda: team.run(work, PREDICT)

@@ -203,7 +203,7 @@ class Trainer:
         panels = panels_of(rows, plan) if compute.PANELS and not plan.shuffled else rows.ravel()
         validation = panels[:0]
         if held_rows is not None:
-            once = plan._replace(batch_size=len(held_rows))
+            once = plan._replace(batch_size=len(held_rows), few=0)
             validation = panels_of(held_rows, once) if compute.PANELS else held_rows.ravel()
         del rows, held_rows
         done = self._done
@@ -446,7 +446,7 @@ class Trainer:
             y=rows[:, inputs:-1],
             weights=rows[:, -1],
             take=compute.bind_rows(plan, own, self._saved, flat),
-            run=compute.bind(plan, own, own.data if compute.PANELS else flat, flat[:0]),
+            run=compute.bind(plan, own, own.data if compute.PANELS and n > plan.few else flat, flat[:0]),
             calls=(most,) * full + (rest,) * (rest > 0),
         )
         if rows.size <= CALL_WORK // MOST_BATCHES:  # to prepare for more takes a small share of their step
@@ -594,14 +594,14 @@ _idle: dict[tuple[Plan, int], Course] = {}  # small ones, taken out while they a
 def _again(course: Course, params: Array, data: Data) -> Course:
     """Return the same for other parameters and rows: XOR's is made in 15 us instead of 60."""
     course.run.words[0] = address(params)  # the first field of a memory
-    memory, panel = Memory(params, *course.memory[1:]), course.panels.reshape(-1, course.plan.width)
-    n, inputs = data.X.shape
+    memory, (n, inputs), plan = Memory(params, *course.memory[1:]), data.X.shape, course.plan
+    panel = course.panels.reshape(n, -1).T if plan.batch_size <= plan.few else course.panels.reshape(-1, plan.width)
     panel[:inputs, :n], panel[inputs:-1, :n] = data.X.T, data.y.T
     if data.weights is not None:
         panel[-1, :n] = data.weights
     for array in (memory.gradient, memory.first, memory.second, memory.position, memory.totals):
         array[:] = 0
-    begin(course.plan, memory)
+    begin(plan, memory)
     return course._replace(memory=memory, compile_seconds=0.0)
 
 

@@ -48,6 +48,7 @@ LEAN_OPTIMIZERS = {KEEP_GRADIENT, PLAIN_SGD, MOMENTUM_SGD, ADAM}
 
 VECTOR_BYTES = 64
 TINY_UNITS = 8  # the fused path: every layer at most so wide, and the batch one vector
+MOST_FEW = 12  # rows of a batch with features in the lanes, whatever the network
 BLOCK_VECTORS = 8  # samples of a block: what its sums are read back for, against what stays in the cache
 SUM_ERROR = 1e-5  # that checks allow a row of probabilities; rounding them to float32 moves their sum by 6e-8 at most
 SUM_TOLERANCE = 1.000001 * SUM_ERROR  # that kernels allow: no less, whatever the order of summation
@@ -94,7 +95,7 @@ class Plan(NamedTuple):
     kinds: NDArray[np.int64]  # (layers,) codes of the activations
     layers: int
     starts: NDArray[np.int64]  # (layers + 1,) place of each layer's W in the flat vector, and its end
-    tops: NDArray[np.int64]  # (layers,) units of the layers before, inputs not counted
+    tops: NDArray[np.int64]  # (layers,) units of the layers before, inputs not counted; with few rows in whole vectors
     parameters: int  # P
     loss: int
     huber_delta: float
@@ -121,6 +122,7 @@ class Plan(NamedTuple):
     keep_best: bool  # whether the weights of the best epoch are kept
     width: int  # S, samples of a panel
     block: int  # panels of a block at most
+    few: int  # rows of a batch up to which features are in the lanes; 0 where no batch is so small
     tiny: bool  # whether a batch is one vector of a very small network, trained without extras
 
     def __eq__(self, other: object) -> bool:
@@ -158,10 +160,10 @@ class Memory(NamedTuple):
     order: NDArray[np.int64]  # (n,) rows in the order of the epoch, if shuffled
     scalars: Array  # (SCALARS_PLACES,) numbers on their way from float64
     data: Array  # (block, F, S) rows gathered for a block
-    activations: Array  # (layers, block, O, S)
+    activations: Array  # (layers, block, O, S), or of few rows (layers, rows, O in whole vectors), as the next two
     kept: Array  # (layers, block, O, S) what slopes are written with, in the layers that keep it
     deltas: Array  # (layers, block, O, S)
-    scratch: Array  # (C block S,) deltas of a layer, transposed
+    scratch: Array  # (C block S,) deltas of a layer, transposed; of few rows their outputs as a panel, and inputs
     position: NDArray[np.int64]  # (POSITION_PLACES,)
     totals: NDArray[np.float64]  # (TOTALS_PLACES,)
     vector: NDArray[np.float64]  # (8,) one vector of float64
@@ -233,6 +235,17 @@ def panel_width(batch_size: int, dtype: Any) -> int:
     return lanes if vectors in (1, 3, 5) else 2 * lanes
 
 
+def few_of(sizes: tuple[int, ...], dtype: Any) -> int:
+    """Rows of a batch up to which features are in the lanes; panels of samples are faster from there on."""
+    lanes = VECTOR_BYTES // dtype.itemsize
+    layers = list(itertools.pairwise(sizes))
+    vectors = sum(a * -(-b // lanes) if b > 1 else -(-a // lanes) for a, b in layers)  # that hold W
+    # Which took as long as panels, measured: 16-h-h-1 at h = 2, 8, 33 and 128 with 4, 7, 9 and 16 rows in float32, and
+    # with 4, 7, 12 and 16 in float64, whose panels have room for 8 and then 16 samples.
+    few = int(2.25 + 0.75 * sum(a * b for a, b in layers) / vectors)
+    return MOST_FEW if few >= lanes else min(few, MOST_FEW)
+
+
 def make_plan(network: Any, rows: int, batch_size: int, optimizer: Optimizer | None = None, **extras: Any) -> Plan:
     """Plan for so many rows, with any of the extras of `_plan`; without an optimiser the gradient is kept as summed."""
     return _plan(*network._description, network._params.dtype, rows, batch_size, optimizer, **extras)
@@ -275,12 +288,18 @@ def _plan(
     schedule = schedule or Constant()
     starts = starts_of(sizes, bias)
     small = batch_size <= lanes and max(sizes) <= TINY_UNITS
+    tiny = small and not (weighted or l2 or clip_norm or keeps.any())
+    few = few_of(sizes, dtype)
+    if tiny or few < min(batch_size, rows % batch_size or batch_size):
+        few = 0
+    # Rows of activations are whole vectors.
+    units = [-(-n // lanes) * lanes if few else n for n in sizes[1:-1]]
     return Plan(
         sizes=np.array(sizes, np.int64),
         kinds=kinds,
         layers=layers,
         starts=np.array(starts, np.int64),
-        tops=np.cumsum((0, *sizes[1:-1])),
+        tops=np.cumsum((0, *units)),
         parameters=starts[-1],
         loss=LOSSES[loss].code,
         huber_delta=huber_delta,
@@ -307,7 +326,8 @@ def _plan(
         keep_best=keep_best,
         width=width,
         block=min(-(-batch_size // width), BLOCK_VECTORS * lanes // width),
-        tiny=small and not (weighted or l2 or clip_norm or keeps.any()),
+        few=few,
+        tiny=tiny,
     )
 
 
@@ -341,7 +361,12 @@ def forward_sizes(plan: Plan, lanes: int) -> tuple[int, int, int]:
     """Numbers that a forward pass needs: the rows gathered for a block, the activations, and the zeros it reads."""
     inputs, *units = plan.sizes.tolist()
     samples = plan.block * plan.width
-    return samples * (inputs + units[-1] + 1), samples * sum(units), max(lanes, plan.layers, inputs, *units)
+    last = -(-units[-1] // lanes) * lanes if plan.few else units[-1]
+    return (
+        samples * (inputs + units[-1] + 1),
+        samples * (int(plan.tops[-1]) + last),
+        max(lanes, plan.layers, inputs, *units),
+    )
 
 
 def forward_memory(plan: Plan, dtype: Any) -> tuple[Array, Array, Array]:
@@ -369,7 +394,7 @@ def memory_sizes(plan: Plan, dtype: Any, epochs: int) -> dict[str, int]:
         "activations": activations,
         "kept": activations * bool(plan.keeps.any()),
         "deltas": activations,
-        "scratch": plan.block * plan.width * widest,
+        "scratch": plan.block * plan.width * max(widest + lanes, (3 * int(plan.sizes[-1]) + 1) * (plan.few > 0)),
         "loss": epochs,
         "error": epochs,
         "validation_loss": validated,
@@ -426,14 +451,21 @@ def rows_of(X: Array, y: Array, weights: Array | None = None, chosen: NDArray[np
 
 
 def panels_in(rows: int, plan: Plan) -> int:
-    """Panels of so many rows, each batch padded to whole ones."""
+    """Panels of so many rows, each batch padded to whole ones; none if all batches are of few rows."""
     full, rest = divmod(rows, plan.batch_size)
+    if plan.batch_size <= plan.few:
+        return 0
     return full * -(-plan.batch_size // plan.width) + -(-rest // plan.width)
 
 
 def panels_of(rows: Array, plan: Plan) -> Array:
-    """The same rows as panels (F, S), one after the other, each batch padded with zeros to whole panels."""
+    """The same rows as panels (F, S), one after the other, each batch padded with zeros to whole panels.
+
+    Batches of few rows stay rows: all of them, or a short last one, in the place of its panel.
+    """
     n, features = rows.shape
+    if plan.batch_size <= plan.few:
+        return rows.ravel()
     per_batch = -(-plan.batch_size // plan.width) * plan.width
     panels = aligned(panels_in(n, plan) * features * plan.width, rows.dtype).reshape(-1, features, plan.width)
     if len(panels) == 1:  # as below, in a tenth of the time
@@ -443,4 +475,9 @@ def panels_of(rows: Array, plan: Plan) -> Array:
         batch, within = np.divmod(np.arange(piece.start, piece.stop), plan.batch_size)
         panel, sample = np.divmod(batch * per_batch + within, plan.width)
         panels[panel, :, sample] = rows[piece]
-    return panels.ravel()
+    flat = panels.ravel()
+    rest = n % plan.batch_size
+    if 0 < rest <= min(plan.few, plan.block * plan.width):
+        start = n // plan.batch_size * per_batch * features
+        flat[start : start + rest * features] = rows[n - rest :].ravel()
+    return flat

@@ -36,8 +36,9 @@ MAY_IMPORT = {
     "simd": {"jit"},
     "products": {"jit", "simd"},
     "formulas": {"choices", "workspace", "jit", "simd"},
-    "kernels": {"choices", "workspace", "jit", "simd", "products", "formulas"},
-    "teams": {"choices", "workspace", "jit", "simd", "products", "formulas", "kernels"},
+    "rows": {"choices", "workspace", "jit", "simd", "formulas"},
+    "kernels": {"choices", "workspace", "jit", "simd", "products", "formulas", "rows"},
+    "teams": {"choices", "workspace", "jit", "simd", "products", "formulas", "rows", "kernels"},
     "threads": {"workspace", "teams"},
     "reference": {"choices", "workspace"},
     "network": {"choices", "checks", "checkpoint", "workspace", "jit", "kernels", "reference"},
@@ -55,12 +56,13 @@ MAY_IMPORT = {
     "__init__": {"version", "errors", "choices", "network", "trainer", "train"},
     "__main__": {"__init__", "choices", "checks", "jit", "simd", "network", "trainer", "train", "xor"},
 }
-KERNELS = ["products", "formulas", "kernels", "teams"]
+KERNELS = ["products", "formulas", "rows", "kernels", "teams"]
 WITHOUT_NUMBA = ["version", "errors", "scalars", "choices", "checks", "checkpoint", "network", "reference"]
 
 # Public kernels that have no twin in the reference, each with its reason.
 TILE = "a part of the kernel that calls it: which sums share registers"
 LAYOUT = "panels and pointers, which matrices do not need"
+ROWS = "the same once more for a batch of few rows: compared with the twin of the panels' kernel"
 ONLY_COMPILED = {
     "product_tile": TILE,
     "product_rows": TILE,
@@ -77,6 +79,27 @@ ONLY_COMPILED = {
     "slope": "`times_slope` for a whole panel",
     "highest": "a part of `softmax`",
     "tiny_batch": "forward, backward and step once more, fused: compared with the twin of `run`",
+    "outputs_tile": TILE,
+    "two_outputs_tile": TILE,
+    "deltas_tile": TILE,
+    "two_deltas_tile": TILE,
+    "fused_tile": TILE,
+    "two_fused_tile": TILE,
+    "add_tiles": TILE,
+    "outputs_of_rows": ROWS,
+    "outputs_of_column": ROWS,
+    "deltas_of_rows": ROWS,
+    "deltas_of_column": ROWS,
+    "add_to_rows": ROWS,
+    "add_to_column": ROWS,
+    "backward_layer": ROWS,
+    "forward_rows": ROWS,
+    "backward_rows": ROWS,
+    "output_rows": ROWS,
+    "few_rows": ROWS,
+    "dropout_rows": ROWS,
+    "whole": LAYOUT,
+    "scaled": "NumPy's own",
     "output_layer": LAYOUT,
     "transposed": LAYOUT,
     "columns": LAYOUT,

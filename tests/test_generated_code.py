@@ -28,6 +28,11 @@ CONFIGURATIONS = {  # rows, settings; 5 inputs
     "one vector": (6, {"hidden": 3, "activation": "sigmoid", "optimizer": "sgd", "learning_rate": 0.1}),
     "one vector, Adam, shuffled": (20, {"hidden": (4, 3), "activation": "tanh", "batch_size": 5}),
     "linear": (20, {"batch_size": 1, "shuffle": False}),
+    "few rows": (20, {"hidden": (17, 9), "activation": "tanh", "batch_size": 3, "optimizer": "sgd"}),
+    "few rows, dropout, weights": (
+        20,
+        {"hidden": (33, 17), "batch_size": 4, "dropout": 0.2, "sample_weight": np.arange(20) % 3, "shuffle": False},
+    ),
     "panels": (300, {"hidden": (70, 9), "optimizer": fastbp.SGD(momentum=0.9, nesterov=True), "batch_size": None}),
     "panels, shuffled": (70, {"hidden": (17, 9, 5), "activation": "tanh", "batch_size": 24}),
     "no bias": (70, {"hidden": 33, "activation": "sigmoid", "bias": False, "reduction": "sum"}),
@@ -130,7 +135,7 @@ def bits():
 
 def versions():
     """How many versions of each compiled function there are, and how many of the entries' came from the cache."""
-    from fastbp import formulas, kernels, products
+    from fastbp import formulas, kernels, products, rows
 
     for layout in LAYOUTS.values():
         X, y = data(10)
@@ -141,7 +146,7 @@ def versions():
     entries = {name: getattr(kernels, name) for name in ENTRIES}
     compiled = {
         name
-        for module in (formulas, kernels, products)
+        for module in (formulas, kernels, products, rows)
         for name, value in vars(module).items()
         if getattr(value, "signatures", None)
     } - entries.keys()
@@ -359,7 +364,7 @@ def code_of_kernels(processor, entry, dtype):
     parts = re.split(r"^(?!\.?L)([\w.$]+):", assembly, flags=re.MULTILINE)
     kernels = []
     for symbol, code in zip(parts[1::2], parts[2::2], strict=True):
-        if match := re.match(r"_+ZN6fastbp(?:7kernels|8formulas|8products)(\d+)", symbol):
+        if match := re.match(r"_+ZN6fastbp(?:7kernels|8formulas|8products|4rows|5teams)(\d+)", symbol):
             kernels.append((symbol[match.end() :][: int(match[1])], code))
     return kernels
 
@@ -418,7 +423,7 @@ def test_kernels_call_each_other_and_nothing_else(entry, processor, dtype):
         name
         for _, code in code_of_kernels(processor, entry, dtype)
         for name in re.findall(r"(?:\bmovabsq\s+\$|\bcall\w*\s+|\bjmp\s+)_?([A-Za-z]\w*)", code)
-        if not re.match(r"ZN6fastbp(7kernels|8formulas|8products)|L[A-Z]", name)
+        if not re.match(r"ZN6fastbp(7kernels|8formulas|8products|4rows|5teams)|L[A-Z]", name)
     }
 
     assert {name for name, _ in code_of_kernels(processor, entry, dtype)} > {entry}

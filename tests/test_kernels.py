@@ -10,7 +10,8 @@ from helpers import EPSILON, TINY, pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastbp import formulas, kernels, products, reference
+from fastbp import formulas, kernels, products, reference, workspace
+from fastbp import rows as few_rows
 from fastbp.choices import (
     ACTIVATIONS,
     ELEMENTWISE,
@@ -218,6 +219,41 @@ def weight_gradient(a, a_stride, inputs, delta, outputs, samples, S, counting, a
 @entry
 def bias_gradient(delta, outputs, panels, S, gradient):
     products.bias_gradient(at(delta, 0), outputs, outputs, panels, S, at(gradient, 0))
+
+
+@entry
+def outputs_of_rows(w, inputs, outputs, bias, a, stride, D, count, out):
+    if outputs == 1:
+        few_rows.outputs_of_column(at(w, 0), inputs, at(bias, 0), at(a, 0), stride, D, count, at(out, 0))
+    else:
+        few_rows.outputs_of_rows(at(w, 0), inputs, outputs, at(bias, 0), at(a, 0), stride, D, count, at(out, 0))
+
+
+@entry
+def backward_layer(w, g, update, inputs, outputs, a, C, delta, D, count, stride, below):
+    target = at(w, 0) if update else at(g, 0)
+    if outputs == 1:
+        few_rows.deltas_of_column(at(w, 0), inputs, at(delta, 0), D, count, stride, at(below, 0))
+        few_rows.add_to_column(target, inputs, at(a, 0), C, at(delta, 0), D, count)
+    else:
+        few_rows.backward_layer(
+            at(w, 0), target, update, inputs, outputs, at(a, 0), C, at(delta, 0), D, count, stride, at(below, 0)
+        )  # fmt: skip
+
+
+@entry
+def add_to_rows(g, n, outputs, a, C, delta, D, count):
+    few_rows.add_to_rows(at(g, 0), n, outputs, at(a, 0), C, at(delta, 0), D, count)
+
+
+@entry
+def dropout_rows(rate, key, n, first, a, outputs, D, count):
+    few_rows.dropout_rows(rate[0], key, n, first, at(a, 0), outputs, D, count, at(a, 0))
+
+
+@entry
+def scaled(x, factor, out):
+    few_rows.scaled(x.size, at(x, 0), factor, at(out, 0))
 
 
 # The numbers of an optimiser come in an array, so that they have the working precision.
@@ -733,6 +769,141 @@ def test_bias_gradient_equals_its_twin(panels, vectors, dtype, rng):
         assert_near(actual, expected, 4, scale=4 * (panels * S) ** 0.5, message=f"outputs = {outputs}")
 
 
+# --- few rows -----------------------------------------------------------------------------------------------------
+
+
+def padded(x, V):
+    """x (rows, features), each row in whole vectors, whose spare lanes are NaN."""
+    whole = np.full((len(x), -(-x.shape[1] // V) * V), np.nan, x.dtype)
+    whole[:, : x.shape[1]] = x
+    return whole
+
+
+FEW_ROWS = [1, 2, 3, 5, 8]
+WIDE = [*WIDTHS, 100]
+
+
+@by_dtype
+@pytest.mark.parametrize("outputs", WIDE)
+def test_outputs_of_rows_give_the_bits_of_the_product(outputs, dtype, rng):
+    V = LANES[dtype]
+    for inputs, count, beside in itertools.product(WIDE, FEW_ROWS, [0, 3]):
+        w, bias = draw(rng, dtype, inputs, outputs), draw(rng, dtype, outputs)
+        a = draw(rng, dtype, count, inputs + beside)
+        out, panel = padded(np.zeros((count, outputs), dtype), V), np.zeros((outputs, V), dtype)
+        D, x = out.shape[1], np.zeros((inputs, V), dtype)
+        call(outputs_of_rows, w, inputs, outputs, bias, a, inputs + beside, D, count, out, writes=[out])
+
+        x[:, :count] = a[:, :inputs].T
+        call(product, w, 1, outputs, outputs, inputs, bias, x, inputs, 1, V, panel, outputs, writes=[panel])
+        expected = panel[:, :count].T
+        actual = out[:, :outputs]
+
+        message = f"{inputs} inputs, {count} rows, {beside} beside"
+        if outputs > 1:
+            np.testing.assert_array_equal(actual, expected, message)
+        else:
+            assert_near(actual, expected, 4, scale=inputs**0.5 * 4, message=message)
+
+
+@by_dtype
+@pytest.mark.parametrize("update", [False, True])
+@pytest.mark.parametrize("outputs", WIDE)
+def test_backward_pass_of_a_layer_equals_its_twins(outputs, update, dtype, rng):
+    V = LANES[dtype]
+    for inputs, count in itertools.product(WIDE, FEW_ROWS):
+        w, g, a, delta = (
+            draw(rng, dtype, *shape)
+            for shape in ((inputs, outputs), (inputs, outputs), (count, inputs), (count, outputs))
+        )
+        before = (w if update else g).copy()
+        below, spread, deltas = padded(np.zeros((count, inputs), dtype), V), padded(a, V), padded(delta, V)
+        expected_below = reference.product(w.T, delta, np.zeros(inputs, dtype))
+        expected = before + reference.weight_gradient(a, delta)
+        call(
+            backward_layer, w, g, update, inputs, outputs, spread, spread.shape[1], deltas, deltas.shape[1], count,
+            below.shape[1], below, writes=[below, w if update else g],
+        )  # fmt: skip
+
+        message = f"{inputs} inputs, {count} rows"
+        assert_near(below[:, :inputs], expected_below, 4, scale=4 * outputs**0.5, message=message)
+        assert_near(w if update else g, expected, 4, scale=4 * count**0.5, message=message)
+
+
+@by_dtype
+@pytest.mark.parametrize("outputs", WIDE)
+def test_products_are_added_to_rows(outputs, dtype, rng):
+    V = LANES[dtype]
+    for n, count in itertools.product(WIDE, FEW_ROWS):
+        g, a, delta = draw(rng, dtype, n, outputs), draw(rng, dtype, count, n), draw(rng, dtype, count, outputs)
+        spread, deltas = padded(a, V), padded(delta, V)
+        expected = g + reference.weight_gradient(a, delta)
+        call(add_to_rows, g, n, outputs, spread, spread.shape[1], deltas, deltas.shape[1], count, writes=[g])
+
+        assert_near(g, expected, 4, scale=4 * count**0.5, message=f"{n} inputs, {count} rows")
+
+
+@by_dtype
+@pytest.mark.parametrize("rate", [0.1, 0.9])
+def test_dropout_of_rows_gives_the_bits_of_its_twin(rate, dtype, rng):
+    for count, features, first in [(1, 1, 0), (3, 33, 5), (8, 17, 960)]:
+        a, key = draw(rng, dtype, count, features), reference.random_stream(3, 2, 1)
+        actual = padded(a, LANES[dtype])
+        call(
+            dropout_rows, numbers_of(dtype, rate), key[0], 1000, first, actual, features, actual.shape[1], count,
+            writes=[actual],
+        )  # fmt: skip
+
+        expected = reference.dropout(dtype(rate), key, 1000, first, a)
+
+        np.testing.assert_array_equal(actual[:, :features], expected)
+
+
+@by_dtype
+def test_scaled_is_numpys(dtype, rng):
+    for n in WIDTHS:
+        x, actual = draw(rng, dtype, n), np.empty(n, dtype)
+        call(scaled, x, dtype(0.3), actual, writes=[actual])
+
+        np.testing.assert_array_equal(actual, dtype(0.3) * x)
+
+
+@pytest.fixture
+def all_few(monkeypatch):
+    """Batches of up to 15 rows have their features in the lanes, whatever the network."""
+    monkeypatch.setattr(workspace, "few_of", lambda sizes, dtype: 15)
+    monkeypatch.setattr(workspace, "TINY_UNITS", 0)
+    monkeypatch.setattr(workspace, "_plan", workspace._plan.__wrapped__)
+
+
+FEW_AXES = {
+    "sizes": [
+        (1, 1), (7, 1), (3, 2), (16, 1, 1), (2, 7, 3), (9, 8, 1), (5, 9, 15, 2), (8, 16, 17, 1), (4, 33, 10),
+        (17, 100, 7, 9), (33, 15, 100, 1),
+    ],
+    "activation": range(len(ELEMENTWISE)),
+    "loss": list(LOSSES),
+    "output": range(len(ELEMENTWISE)),
+    "optimizer": OPTIMIZERS,
+    "bias": [True, False],
+    "mean": [True, False],
+    "batch_size": [*range(1, 16), 40],  # of 43 rows, so that the last is short
+    "shuffled": [True, False],
+    "block": [None],
+    "fused": [False],
+    "dtype": DTYPES,
+    "dropout": [0, 0.3],
+    "l2": [0.0, 0.1],
+    "clip_norm": [0.0, 0.3],
+    "weighted": [False, True],
+    "schedule": [None, ExponentialDecay(0.5)],
+    "validation": [0, 17],
+    "watched": [VALIDATION_LOSS],
+    "patience": [-1, 1],
+}  # fmt: skip
+FEW_CASES = [dict(zip(FEW_AXES, row, strict=True)) for seed in range(2) for row in pairwise(seed, *FEW_AXES.values())]
+
+
 # --- optimisers ---------------------------------------------------------------------------------------------------
 
 
@@ -1034,7 +1205,7 @@ def run(engine, plan, memory, data, validation=None, blocks=None):
     """Run the kernel or the reference on the rows, by default to the end; returns the status."""
     flat = data.ravel() if plan.shuffled else laid_out(engine, data, plan)
     held = data[:0] if validation is None else validation
-    held = laid_out(engine, held, plan._replace(batch_size=max(1, len(held))))
+    held = laid_out(engine, held, plan._replace(batch_size=max(1, len(held)), few=0))
     blocks = len(memory.loss) * plan.blocks_per_epoch if blocks is None else blocks
     arguments = plan, memory, flat, held, blocks
     return call(engine.run, *arguments, writes=memory) if engine is kernels else engine.run(*arguments)
@@ -1131,6 +1302,77 @@ def test_run_equals_its_twin(case):
     assert actual_status == expected_status != kernels.DIVERGED
     assert_same_run(actual, expected, network.params.dtype.type)
     assert not actual.gradient[: plan.parameters].any()
+
+
+@pytest.mark.usefixtures("all_few")
+@pytest.mark.parametrize("case", FEW_CASES, ids=label)
+def test_run_of_few_rows_equals_its_twin_and_that_of_panels(case):
+    network, plan, data, validation = prepare(case)
+    if isinstance(case["optimizer"], IRprop):  # which takes all rows at once
+        data = data[:9]
+        plan = make_plan(network, 9, 9, case["optimizer"], mean=True)
+        validation = data[:0]
+    assert plan.few
+    memories = []
+    for engine, few in ((reference, 15), (kernels, 15), (kernels, 0)):
+        memory = make_memory(plan, network.params.copy(), 4)
+        memories.append((memory, run(engine, plan._replace(few=few), memory, data, validation)))
+
+    expected, expected_status = memories[0]
+    for actual, actual_status in memories[1:]:
+        assert actual_status == expected_status != kernels.DIVERGED
+        assert_same_run(actual, expected, network.params.dtype.type)
+        assert not actual.gradient[: plan.parameters].any()
+
+
+@pytest.mark.usefixtures("all_few")
+@by_dtype
+@pytest.mark.parametrize("sizes", [(3, 2), (5, 9, 1), (7, 33, 15, 10)])
+def test_gradient_of_few_rows_is_summed_and_kept(sizes, dtype):
+    for count in (1, 2, 3, 8):
+        network, data = build(sizes, activation=1, dtype=dtype, rows=count)
+        plan = make_plan(network, count, count, l2=0.1, weighted=True)
+        assert plan.few
+        expected = trained(reference, network, plan, data, epochs=1)
+        actual = trained(kernels, network, plan, data, epochs=1)
+
+        scale = np.abs(expected.gradient).max()
+        np.testing.assert_allclose(actual.gradient, expected.gradient, rtol=0, atol=RUN_TOLERANCE[dtype] * scale)
+        np.testing.assert_array_equal(actual.params, network.params)
+
+
+@pytest.mark.usefixtures("all_few")
+def test_bits_of_few_rows_do_not_depend_on_the_batches_before_them():
+    """What they are laid out in is used again, and may hold anything."""
+    network, data = build((5, 9, 3), activation=2, rows=40)
+    for batch_size in (1, 3, 40):
+        plan = make_plan(network, 43, batch_size, SGD(0.1), mean=True)
+        last = 43 % batch_size or batch_size
+        expected, actual = (make_memory(plan, network.params.copy(), 1) for _ in range(2))
+        whole = np.concatenate([data, data[:3]])
+        run(kernels, plan, actual, whole, blocks=plan.blocks_per_epoch - 1)
+        expected.params[:] = actual.params
+        alone = make_plan(network, last, last, SGD(0.1), mean=True)
+        for name in ("activations", "deltas", "scratch", "data"):
+            getattr(actual, name)[:] = np.nan
+        run(kernels, plan, actual, whole, blocks=1)
+        run(kernels, alone, expected, whole[-last:], blocks=1)
+
+        np.testing.assert_array_equal(bits(actual.params), bits(expected.params))
+
+
+def test_few_is_a_rule_of_the_network_alone():
+    for kind, lanes in LANES.items():
+        few = {h: workspace.few_of((16, h, h, 1), np.dtype(kind)) for h in (2, 4, 8, 16, 128, 512)}
+
+        assert list(few.values()) == sorted(few.values())
+        assert few[2] < few[4] < lanes
+        assert few[128] == few[512] == workspace.MOST_FEW
+        for batch_size, n, expected in [(1, 100, 12), (12, 100, 12), (13, 26, 0), (32, 65, 12), (32, 77, 0)]:
+            plan = make_plan(Network((16, 128, 128, 1), dtype=np.dtype(kind).name), n, batch_size)
+
+            assert plan.few == expected
+            assert plan.block * plan.width >= min(batch_size, expected)
 
 
 def test_runs_vary_in_every_choice():
@@ -1312,7 +1554,7 @@ PIECES = [
 
 @pytest.mark.parametrize(("optimizer", "extras"), PIECES, ids=label)
 @pytest.mark.parametrize("shuffled", [False, True])
-@pytest.mark.parametrize(("sizes", "batch_size"), [((3, 5, 2), 17), ((2, 2, 1), 8), ((2, 9, 1), ROWS)])
+@pytest.mark.parametrize(("sizes", "batch_size"), [((3, 5, 2), 17), ((2, 2, 1), 8), ((2, 9, 1), ROWS), ((3, 17, 1), 3)])
 def test_pieces_of_a_run_give_the_bits_of_the_whole(sizes, batch_size, shuffled, optimizer, extras):
     network, data = build(sizes, activation=1)
     spread = (1.0,) * sizes[-1]
