@@ -795,7 +795,7 @@ def test_outputs_of_rows_give_the_bits_of_the_product(outputs, dtype, rng):
         call(outputs_of_rows, w, inputs, outputs, bias, a, inputs + beside, D, count, out, writes=[out])
 
         x[:, :count] = a[:, :inputs].T
-        call(product, w, 1, outputs, outputs, inputs, bias, x, inputs, 1, V, panel, outputs, writes=[panel])
+        call(product, w, 1, outputs, outputs, inputs, bias, x, V, panel, writes=[panel])
         expected = panel[:, :count].T
         actual = out[:, :outputs]
 
