@@ -67,6 +67,14 @@ def seed(value: object) -> int:
     return count("seed", value, 0, 2**32 - 1)
 
 
+def threads(value: object, name: str = "threads") -> int | None:
+    """Return how many threads, None for "auto"."""
+    if isinstance(value, str):
+        choice(name, value, ("auto",), " or an integer >= 1")
+        return None
+    return count(name, value, 1, 1024, "must be 'auto' or an integer")
+
+
 def hidden(value: object, name: str = "hidden") -> tuple[int, ...]:
     """Return the widths of the hidden layers, given one or a list, tuple or 1-D integer array of at most 1000.
 

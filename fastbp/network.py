@@ -15,6 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastbp import checkpoint, checks
 from fastbp.choices import BACKENDS, INITIALISERS, LOSSES
+from fastbp.threads import Team, best, best_to_predict, is_alone, shared
+from fastbp.threads import bind as bind_team
+from fastbp.threads import bind_predict as bind_team_to_predict
 from fastbp.workspace import (
     VECTOR_BYTES,
     address,
@@ -458,7 +461,7 @@ class Network:
             raise ValueError("its metadata does not describe its network")
         return network
 
-    def predict(self, X: ArrayLike, backend: str = "numba") -> Array:
+    def predict(self, X: ArrayLike, backend: str = "numba", threads: int | str = 1) -> Array:
         """Return the outputs of the network.
 
         Parameters
@@ -467,6 +470,8 @@ class Network:
             Converted to the network's precision; n may be 0.
         backend : {"numba", "numpy"}
             Compiled kernels, or the NumPy reference.
+        threads : int or "auto", default 1
+            Threads that share the rows; "auto" takes as many as pay.
 
         Returns
         -------
@@ -489,7 +494,8 @@ class Network:
         >>> Network((2, 1), init="zeros").predict([[1.0, 2.0]])
         array([[0.]])
         """
-        if type(X) is np.ndarray and backend is COMPILED:  # not ==, which a stranger's class may answer
+        alone = type(threads) is int and threads == 1
+        if alone and type(X) is np.ndarray and backend is COMPILED:  # not ==, which a stranger's class may answer
             # Taken out while it is in use: two threads may predict at once.
             prepared = self._prepared.pop((X.shape, X.dtype), None)
             if prepared is not None and prepared.owner is self._params:
@@ -500,7 +506,7 @@ class Network:
                     self._prepared[X.shape, X.dtype] = prepared
                     return result
         dtype, sizes = self._params.dtype, self._description.sizes
-        backend = checks.choice("backend", backend, BACKENDS)
+        backend, wanted = checks.choice("backend", backend, BACKENDS), checks.threads(threads)
         compute = engine(backend)
         X = checks.features(X, dtype, sizes[0], minimum_rows=0)
         n, params = len(X), self._checked()
@@ -510,7 +516,18 @@ class Network:
         values = n * sizes[-1] + plan.block * plan.width * (int(plan.tops[-1]) + sizes[0] + 2 * sizes[-1] + 1)
         if values > PIECE:  # asking for the memory of the machine takes a microsecond
             checks.memory(dtype.itemsize * values, f"the array of {n} predictions, with what computes them,")
-        predictions, order = np.empty((n, sizes[-1]), dtype), np.arange(rows)
+        predictions = np.empty((n, sizes[-1]), dtype)
+        count = (
+            1 if wanted == 1 or not (compute.PANELS and n) else wanted or best_to_predict(plan._replace(rows=n), dtype)
+        )
+        if count > 1:
+            with Team(count) as team:
+                for first in range(0, n, rows * count):
+                    part = slice(first, min(first + rows * count, n))
+                    plan = make_plan(self, part.stop - first, part.stop - first)
+                    bind_team_to_predict(plan, params, X[part].ravel(), predictions[part].ravel(), team)()
+            return predictions
+        order = np.arange(rows)
         gathered, activations, all_zero = forward_memory(plan, dtype)
         for first in range(0, n, rows or 1):
             if n - first < rows:
@@ -532,7 +549,12 @@ class Network:
         return self._params.size + UNIT_WORK * sum(self._description.sizes)
 
     def loss_and_gradient(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, l2: float = 0.0
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        l2: float = 0.0,
+        threads: int | str = 1,
     ) -> tuple[float, Array]:
         """Return the mean loss over the rows and its gradient, ready for an optimiser such as SciPy's.
 
@@ -547,6 +569,8 @@ class Network:
         l2 : float, default 0.0
             Penalty: l2 / 2 times the sum of the squared weights, not biases, is added to the summed loss, as
             `fastbp.train` does with a batch; at least 0.
+        threads : int or "auto", default 1
+            Threads that share the rows; "auto" takes as many as pay. The bits are the same for any number.
 
         Returns
         -------
@@ -580,18 +604,28 @@ class Network:
         X = checks.features(X, dtype, sizes[0])
         y = checks.targets(y, self._description.loss, len(X), sizes[-1], dtype)
         weights = None if sample_weight is None else checks.row_weights(sample_weight, len(X), dtype)
-        params = self._checked()
+        params, wanted = self._checked(), checks.threads(threads)
         plan = make_plan(self, len(X), len(X), weighted=weights is not None, l2=l2)
+        share, count = None, 1
+        if wanted != 1 and not is_alone(plan, dtype):
+            count = wanted or best(plan, dtype)
+        if count > 1:
+            plan, share = shared(plan, dtype, count)
         laid_out = 2 * len(X) * (sizes[0] + sizes[-1] + 1)  # rows and panels
         numbers = laid_out + sum(memory_sizes(plan, dtype, 1).values())
         checks.memory(dtype.itemsize * numbers, f"the gradient of {len(X)} rows, with what computes it,")
         memory = make_memory(plan, params, 1)
         compute, rows = engine("numba"), rows_of(X, y, weights)
         data = panels_of(rows, plan) if compute.PANELS else rows.ravel()
-        run, left = compute.bind(plan, memory, data, data[:0]), plan.blocks_per_epoch
-        blocks = max(1, CALL_WORK // (3 * plan.block * plan.width * self._work()))  # of one call, as in `predict`
-        for _ in range(0, left, blocks):
-            run(min(blocks, left))
-            left -= blocks
+        with Team(count) as team:  # of one, it has no threads
+            if share is None or not compute.PANELS:
+                run = compute.bind(plan, memory, data, data[:0])
+            else:
+                run = bind_team(plan, memory, share, data, data[:0], team)
+            left = plan.blocks_per_epoch
+            blocks = max(1, CALL_WORK // (3 * plan.block * plan.width * self._work()))  # of one call, as in `predict`
+            for _ in range(0, left, blocks):
+                run(min(blocks, left))
+                left -= blocks
         weight = len(X) if weights is None else float(weights.sum(dtype=np.float64))
         return float(memory.loss[0]), memory.gradient[: params.size] / weight

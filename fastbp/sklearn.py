@@ -14,7 +14,6 @@ import dataclasses
 import sys
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self, cast
 
 import numpy as np
@@ -57,6 +56,7 @@ _NAMES = _OBJECTS | {
     "min_delta": "tol",
     "patience": "n_iter_no_change",
     "power": "power_t",
+    "threads": "n_threads",
 }
 _OUTPUTS = {"sigmoid": "logistic", "exponential": "exp"}  # and what it calls the activations of outputs
 
@@ -185,7 +185,7 @@ class _Perceptron(BaseEstimator):
     callback_every: int = 1
     dtype: Any = None
     init: str = "scikit-learn"
-    n_threads: int = 1
+    n_threads: Any = 1
     class_weight: Any = dataclasses.field(default=None, init=False)  # a parameter of the classifier
     huber_delta: float = dataclasses.field(default=1.0, init=False)  # a parameter of the regressor
 
@@ -365,7 +365,7 @@ class _Perceptron(BaseEstimator):
         if not isinstance(self.verbose, (bool, np.bool_)):
             checks.count("verbose", self.verbose, 0)
         checks.count("max_iter", self.max_iter)
-        checks.count("n_threads", self.n_threads)
+        checks.threads(self.n_threads, "n_threads")
         checks.number("validation_fraction", self.validation_fraction, at_least=0, below=1)
 
     def _known_network(self, targets: Array) -> Network:
@@ -587,6 +587,7 @@ class _Perceptron(BaseEstimator):
             "callback": self.callback,
             "callback_every": self.callback_every,
             "progress": bool(self.verbose),
+            "threads": self.n_threads,
         }
 
     def _keep(self, network: Network, result: TrainResult | None, losses: list[float], rows: int, fresh: bool) -> None:
@@ -624,7 +625,7 @@ class _Perceptron(BaseEstimator):
 
         def objective(params: Array) -> tuple[float, Array]:
             network.params[:] = params
-            loss, gradient = network.loss_and_gradient(X, y, weights)
+            loss, gradient = network.loss_and_gradient(X, y, weights, threads=self.n_threads)
             # Summed by NumPy: BLAS, which a dot product would call, sums in an order that the CPU decides.
             return loss + float((penalty * params**2).sum()) / 2, gradient + penalty * params
 
@@ -647,14 +648,11 @@ class _Perceptron(BaseEstimator):
     def _outputs(self, X: Any) -> Array:
         """Return the outputs (n, outputs) of the network."""
         check_is_fitted(self)
-        n_threads = checks.count("n_threads", self.n_threads)
+        checks.threads(self.n_threads, "n_threads")
         if not self._is_valid(X):
             X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=self.network_.params.dtype, order="C")
             X = X.toarray() if scipy.sparse.issparse(X) else X
-        if n_threads == 1:
-            return self.network_.predict(X)
-        with ThreadPoolExecutor(n_threads) as pool:
-            return np.concatenate([*pool.map(self.network_.predict, np.array_split(X, n_threads))])
+        return self.network_.predict(X, threads=self.n_threads)
 
     def __getstate__(self) -> Any:
         if self._opened is not None:  # which cannot be pickled
@@ -755,9 +753,9 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     init : str, default "scikit-learn"
         How weights are drawn: "scikit-learn" gives the very weights and biases that scikit-learn draws from
         `random_state`; the initialisers of `fastbp.train` are the others.
-    n_threads : int, default 1
-        Threads among which predictions share the rows, for the same bits. Training takes one thread, whatever this is;
-        several networks train side by side on joblib's threads, since kernels release Python's lock.
+    n_threads : int or "auto", default 1
+        Threads that train and predict together, for the same bits; "auto" takes as many as pay. Several networks train
+        side by side on joblib's threads, since kernels release Python's lock.
 
     Attributes
     ----------

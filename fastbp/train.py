@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -73,6 +74,7 @@ def train(
     seed: int | None = None,
     dtype: Any = None,
     backend: str = "numba",
+    threads: int | str = 1,
 ) -> TrainResult:
     """Train a multilayer perceptron by back-propagation.
 
@@ -157,6 +159,9 @@ def train(
     backend : {"numba", "numpy"}
         Compiled kernels, or the NumPy reference, slower: the same result to rounding, unless an exponential comes near
         the largest number, since that of the kernels ends at e^709, or e^88 in float32, and NumPy's overflows.
+    threads : int or "auto", default 1
+        Threads that train together; "auto" takes as many as pay, one for most small networks. The bits are the same for
+        any number, and so is the time of batches of few rows.
 
     Returns
     -------
@@ -224,7 +229,7 @@ def train(
         class_weight=class_weight, validation=validation, patience=patience, min_delta=min_delta, watch=watch,
         seed=seed, backend=backend,
     )  # fmt: skip
-    attendance = _attendance(callback, callback_every, progress, time_limit)
+    attendance, wanted = _attendance(callback, callback_every, progress, time_limit), checks.threads(threads)
     inputs, outputs = (None, None) if network is None else (network.sizes[0], network.sizes[-1])
     data = data_of.checked(settings, precision, loss, X, y, sample_weight, validation, inputs, outputs)
     if network is None:
@@ -232,7 +237,7 @@ def train(
             (data.X.shape[1], *units, data.y.shape[1]), activation=activation, output=output, loss=loss,
             huber_delta=huber_delta, bias=bias, init=init, seed=settings.seed, dtype=precision,
         )  # fmt: skip
-    return _run(Trainer._of(network, settings, None), data, epochs, attendance)
+    return _run(Trainer._of(network, settings, None, wanted), data, epochs, attendance)
 
 
 def resume(
@@ -247,6 +252,7 @@ def resume(
     callback: Callable[[EpochState], object] | None = None,
     callback_every: int = 1,
     progress: bool = False,
+    threads: int | str = 1,
 ) -> TrainResult:
     """Go on with a training where it ended, as if it had not.
 
@@ -262,7 +268,7 @@ def resume(
         As for `train`: the same data, or other rows of the same kind.
     epochs : int
         Further epochs, >= 0.
-    sample_weight, time_limit, callback, callback_every, progress
+    sample_weight, time_limit, callback, callback_every, progress, threads
         As for `train`.
     validation : tuple, optional
         Data as for `train`, if `train` was handed some; a share of the rows is remembered.
@@ -308,7 +314,7 @@ def resume(
         network, state = load(result)
     settings, precision = state.settings, network.params.dtype
     epochs = checks.count("epochs", epochs, minimum=0)
-    attendance = _attendance(callback, callback_every, progress, time_limit)
+    attendance, wanted = _attendance(callback, callback_every, progress, time_limit), checks.threads(threads)
     share = checks.validation(validation)
     if share is not None or (settings.validation is not None and validation is not None):
         raise checks.ParameterError("must be data or left out: a share of the rows is remembered", "validation")
@@ -322,7 +328,7 @@ def resume(
     position = state.arrays["position"]
     if epochs and settings.patience is not None and position[STALE] > settings.patience:
         position[STALE] = 0
-    return _run(Trainer._of(network, settings, state), data, epochs, attendance)
+    return _run(Trainer._of(network, settings, state, wanted), data, epochs, attendance)
 
 
 def _attendance(callback: Any, callback_every: Any, progress: Any, time_limit: Any) -> Attendance:
@@ -355,7 +361,7 @@ def _run(trainer: Trainer, data: Data, epochs: int, attendance: Attendance) -> T
 
     every = attendance.callback_every if attendance.callback else None
     began = time.perf_counter()
-    with Progress(epochs, attendance.progress) as bar:
+    with Progress(epochs, attendance.progress) as bar, course.team or contextlib.nullcontext():
         diverged, stopped = trainer._train(course, attend, every)
     if diverged:
         raise checks.DivergenceError(diverged, result("epochs"))

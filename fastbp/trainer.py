@@ -19,6 +19,8 @@ from fastbp.network import CALL_WORK, Network, engine
 from fastbp.reference import rate_factor
 from fastbp.results import STATE, State
 from fastbp.settings import Settings
+from fastbp.threads import Team, best, cores, is_alone, shared
+from fastbp.threads import bind as bind_team
 from fastbp.workspace import (
     EPOCH,
     FACTOR,
@@ -61,6 +63,7 @@ class Course(NamedTuple):
     epochs: int  # at whose end it ends, from the first one on
     compute: ModuleType
     compile_seconds: float
+    team: Team | None  # of threads, which end with the training
 
 
 class Batch(NamedTuple):
@@ -99,6 +102,8 @@ class Trainer:
         Whether the gradient of a step, penalty and all, is divided by the sum of the weights of its rows.
     seed : int, optional
         Seed of dropout, 0 to 2^32 - 1; by default a fresh one.
+    threads : int or "auto", default 1
+        As for `fastbp.train`; they begin with the first step that takes them, and end with the trainer.
 
     Attributes
     ----------
@@ -146,26 +151,29 @@ class Trainer:
         clip_norm: float | None = None,
         reduction: str = "mean",
         seed: int | None = None,
+        threads: int | str = 1,
     ) -> None:
         checks.instance("network", network, Network)
         told = settings_of.checked(
             len(network.sizes) - 2, network.params.dtype, optimizer=optimizer, learning_rate=learning_rate, l2=l2,
             dropout=dropout, clip_norm=clip_norm, reduction=reduction, seed=seed,
         )  # fmt: skip
-        self._begin(network, told, None)
+        self._begin(network, told, None, checks.threads(threads))
         self._open()
 
     @classmethod
-    def _of(cls, network: Network, settings: Settings, state: State | None) -> Trainer:
+    def _of(cls, network: Network, settings: Settings, state: State | None, threads: int | None = 1) -> Trainer:
         """Return the trainer of a training with checked settings, at its beginning or in the state it was left in."""
         trainer = object.__new__(cls)
-        trainer._begin(network, settings, state)
+        trainer._begin(network, settings, state, threads)
         return trainer
 
-    def _begin(self, network: Network, settings: Settings, state: State | None) -> None:
+    def _begin(self, network: Network, settings: Settings, state: State | None, threads: int | None) -> None:
         checks.normal(network.params.dtype, huber_delta=network.huber_delta)
         self._network, self._settings, self._state = network, settings, state
         self._precision, self._steps, self._lock = network.params.dtype, 0, Lock()
+        self._threads = threads
+        self._team: Team | None = None
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Trainer is neither copied nor pickled, but saved by `save` and loaded by `load`")
@@ -189,8 +197,12 @@ class Trainer:
         if params.dtype != data.X.dtype:
             raise checks.DataError(f"must stay {data.X.dtype}, got {params.dtype}", "network.params")
         plan = self._plan(data, epochs)
-        if self._is_short(plan) and (course := _idle.pop((plan, epochs), None)) is not None:
+        count = self._count(plan, -(-plan.rows // plan.batch_size) * epochs)
+        if count == 1 and self._is_short(plan) and (course := _idle.pop((plan, epochs), None)) is not None:
             return _again(course, params, data)
+        share = None
+        if count > 1:
+            plan, share = shared(plan, self._precision, count)
         self._check_memory(plan, data, epochs)
         rows, held_rows, spread = split(settings, network.loss, data)
         began = time.perf_counter()
@@ -214,10 +226,21 @@ class Trainer:
             for name in HISTORY:
                 getattr(memory, name)[:done] = state.arrays.get(name, ())
         began = time.perf_counter()
-        run = compute.bind(plan, memory, panels, validation)
+        team = None
+        if share is None or not compute.PANELS:
+            run = compute.bind(plan, memory, panels, validation)
+        else:
+            team = Team(count)
+            run = bind_team(plan, memory, share, panels, validation, team)
         run(0)
         compile_seconds += time.perf_counter() - began
-        return Course(plan, memory, panels, run, done + epochs, compute, compile_seconds)
+        return Course(plan, memory, panels, run, done + epochs, compute, compile_seconds, team)
+
+    def _count(self, plan: Plan, batches: int) -> int:
+        """Return how many threads are to walk so many batches."""
+        if self._threads == 1 or self._settings.backend != "numba" or is_alone(plan, self._precision):
+            return 1
+        return self._threads or best(plan, self._precision, batches)
 
     def _leave(self, course: Course) -> None:
         """Leave what was prepared to a later training of the same plan, where to prepare it takes longer than to run.
@@ -225,7 +248,7 @@ class Trainer:
         Nobody else may have it: a callback was shown the losses in its memory.
         """
         small = max(course.plan.parameters, course.epochs) <= SMALL
-        if small and self._is_short(course.plan) and course.compute.PANELS:
+        if small and self._is_short(course.plan) and course.compute.PANELS and course.team is None:
             while len(_idle) >= MOST_IDLE:
                 _idle.pop(next(iter(_idle)), None)
             _idle[course.plan, course.epochs] = course
@@ -428,6 +451,10 @@ class Trainer:
             clip_norm=settings.clip_norm, dropout=settings.dropout,
             seed=settings.seed << 31 | (self._steps // STEPS) % 2**31,  # an epoch alone would be too short a counter
         )  # fmt: skip
+        share = None
+        if self._count(plan, 1) > 1:  # a step that takes less than to wake a thread gains nothing
+            self._team = self._team or Team(self._threads or cores())
+            plan, share = shared(plan, precision, self._team.threads)
         features, sizes = inputs + outputs + 1, memory_sizes(plan, precision, 1)
         laid_out = panels_in(n, plan) * plan.width * features
         checks.memory(precision.itemsize * (n * features + laid_out + sum(sizes.values())), f"a step of {n} rows")
@@ -439,6 +466,10 @@ class Trainer:
         rows = aligned(n * features, precision).reshape(n, features)
         rows[:, -1] = 1
         compute, flat = self._compute, rows.ravel()
+        if share is None or self._team is None:
+            run = compute.bind(plan, own, own.data if compute.PANELS and n > plan.few else flat, flat[:0])
+        else:
+            run = bind_team(plan, own, share, own.data, flat[:0], self._team)
         most = max(1, CALL_WORK // (3 * plan.block * plan.width * network._work()))
         full, rest = divmod(plan.blocks_per_epoch, most)
         batch = Batch(
@@ -446,7 +477,7 @@ class Trainer:
             y=rows[:, inputs:-1],
             weights=rows[:, -1],
             take=compute.bind_rows(plan, own, self._saved, flat),
-            run=compute.bind(plan, own, own.data if compute.PANELS and n > plan.few else flat, flat[:0]),
+            run=run,
             calls=(most,) * full + (rest,) * (rest > 0),
         )
         if rows.size <= CALL_WORK // MOST_BATCHES:  # to prepare for more takes a small share of their step

@@ -41,12 +41,13 @@ MAY_IMPORT = {
     "teams": {"choices", "workspace", "jit", "simd", "products", "formulas", "rows", "kernels"},
     "threads": {"workspace", "teams"},
     "reference": {"choices", "workspace"},
-    "network": {"choices", "checks", "checkpoint", "workspace", "jit", "kernels", "reference"},
+    "network": {"choices", "checks", "checkpoint", "workspace", "jit", "kernels", "reference", "threads"},
     "progress": set(),
     "settings": {"choices", "checks"},
     "data": {"choices", "checks", "workspace", "settings"},
     "results": {"checks", "checkpoint", "workspace", "network", "settings"},
-    "trainer": {"choices", "checks", "checkpoint", "workspace", "reference", "network", "settings", "data", "results"},
+    "trainer": {"choices", "checks", "checkpoint", "workspace", "reference", "network", "settings", "data", "results"}
+    | {"threads"},
     "train": {"choices", "checks", "checkpoint", "workspace", "progress", "network", "settings", "data", "results"}
     | {"trainer"},
     "xor": {"choices", "checks", "reference", "network", "train"},

@@ -6,8 +6,6 @@ import inspect
 import pickle
 import re
 import sys
-import threading
-import types
 import warnings
 from pathlib import Path
 
@@ -1371,19 +1369,37 @@ def test_threads_predict_the_same_bits(n_threads, rows, rng):
     assert actual.tobytes() == expected.tobytes()
 
 
-def test_threads_share_the_rows(monkeypatch):
-    X = features()
-    regressor = MLPRegressor(n_threads=2, **SHORT).fit(X, X[:, 0])
-    barrier = threading.Barrier(2)  # passed only by two at once
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+@pytest.mark.parametrize("n_threads", [2, "auto"])
+def test_threads_are_those_of_training_and_prediction(n_threads, solver, monkeypatch):
+    X, asked = features(), []
+    for name in ("train", "resume"):
+        there = getattr(fastbp.sklearn, name)
 
-    def predict(self, rows):
-        barrier.wait(timeout=600)
-        return np.zeros((len(rows), 1))
+        def told(*given, there=there, threads, **settings):
+            asked.append(threads)
+            return there(*given, threads=threads, **settings)
 
-    monkeypatch.setattr(regressor, "network_", types.SimpleNamespace(params=regressor.network_.params))
-    regressor.network_.predict = types.MethodType(predict, regressor.network_)
+        monkeypatch.setattr(f"fastbp.sklearn.{name}", told)
+    for name in ("predict", "loss_and_gradient"):
+        method = getattr(fastbp.Network, name)
 
-    assert regressor.predict(X).shape == (ROWS,)
+        def called(self, *given, method=method, threads):
+            asked.append(threads)
+            return method(self, *given, threads=threads)
+
+        monkeypatch.setattr(fastbp.Network, name, called)
+    settings = SHORT | {"solver": solver}
+    actual = MLPRegressor(n_threads=n_threads, **settings).fit(X, X[:, 0])
+    assert asked
+    assert set(asked) == {n_threads}
+    predictions = actual.predict(X)
+    assert set(asked) == {n_threads}
+    monkeypatch.undo()
+
+    expected = MLPRegressor(**settings).fit(X, X[:, 0])
+    assert parameters(actual).tobytes() == parameters(expected).tobytes()
+    assert predictions.tobytes() == expected.predict(X).tobytes()
 
 
 @pytest.mark.parametrize("solver", ["adam", "lbfgs"])

@@ -13,7 +13,9 @@ import pytest
 from helpers import output_of, pairwise
 from test_kernels import DTYPES, OPTIMIZERS, WRITTEN, bits, build, call, label, rows_for
 
+import fastbp
 from fastbp import kernels, teams, threads
+from fastbp.checks import ParameterError, ParameterTypeError
 from fastbp.choices import LOSSES, SGD, Adam, ExponentialDecay, IRprop
 from fastbp.network import Network
 from fastbp.workspace import ALONE_UNTIL, DONE, OPEN, TICKET, VALIDATION_MISFIT, make_memory, make_plan, panels_of
@@ -73,7 +75,7 @@ def prepare(case):
     rows = data.ravel() if plan.shuffled else panels_of(data, plan)
     validation = rows[:0]
     if held:
-        validation = panels_of(rows_for(network, held, np.random.default_rng(1)), plan._replace(batch_size=held))
+        validation = panels_of(rows_for(network, held, np.random.default_rng(1)), plan._replace(batch_size=held, few=0))
     return network, plan, rows, validation
 
 
@@ -426,3 +428,100 @@ def test_code_for_other_processors_gives_the_bits_of_one_thread(processor):
     output = output_of("-c", OTHER, cwd=root, NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES="", FASTBP_CACHE="0")
 
     assert output == "same\n"
+
+
+# --- the doors --------------------------------------------------------------------------------------------------------
+
+WIDE = {"hidden": (40, 24), "batch_size": 128, "epochs": 3, "seed": 0}
+
+
+def doors_task(dtype="float64"):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(300, 16)).astype(dtype), rng.normal(size=(300, 2)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "settings", [{}, {"validation": 0.2, "patience": 1, "dropout": 0.2}, {"batch_size": 5}], ids=str
+)
+@pytest.mark.parametrize("count", [2, 3, "auto"])
+@pytest.mark.usefixtures("nobody_left")
+def test_training_has_the_same_bits_for_any_threads(count, settings, dtype):
+    X, y = doors_task(dtype)
+    expected = fastbp.train(X, y, **WIDE | settings)
+    actual = fastbp.train(X, y, **WIDE | settings, threads=count)
+
+    assert actual.network.params.tobytes() == expected.network.params.tobytes()
+    assert actual.loss.tobytes() == expected.loss.tobytes()
+    if "validation" not in settings:
+        more = {"epochs": 2}
+        expected, actual = fastbp.resume(expected, X, y, **more), fastbp.resume(actual, X, y, **more, threads=count)
+        assert actual.network.params.tobytes() == expected.network.params.tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [2, 3, "auto"])
+@pytest.mark.parametrize("rows", [0, 1, 7, 300, 1000])
+@pytest.mark.usefixtures("nobody_left")
+def test_prediction_has_the_same_bits_for_any_threads(rows, count, dtype):
+    X = np.random.default_rng(1).normal(size=(rows, 16)).astype(dtype)
+    network = Network((16, 40, 24, 3), seed=0, dtype=dtype)
+    X.flags.writeable = False
+
+    assert network.predict(X, threads=count).tobytes() == network.predict(X).tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [2, 3, "auto"])
+@pytest.mark.parametrize("rows", [1, 7, 300])
+@pytest.mark.usefixtures("nobody_left")
+def test_gradient_has_the_same_bits_for_any_threads(rows, count, dtype):
+    X, y = (array[:rows] for array in doors_task(dtype))
+    network, weights = Network((16, 40, 24, 2), seed=0, dtype=dtype), np.linspace(0.5, 2, rows)
+    expected = network.loss_and_gradient(X, y, weights, l2=0.1)
+    actual = network.loss_and_gradient(X, y, weights, l2=0.1, threads=count)
+
+    assert actual[0] == expected[0]
+    assert actual[1].tobytes() == expected[1].tobytes()
+
+
+@pytest.mark.parametrize("count", [2, "auto"])
+@pytest.mark.parametrize("rows", [1, 7, 100, 300])
+@pytest.mark.usefixtures("nobody_left")
+def test_step_has_the_same_bits_for_any_threads(rows, count):
+    X, y = (array[:rows] for array in doors_task())
+    expected, actual = (fastbp.Trainer(Network((16, 40, 2), seed=0), **given) for given in ({}, {"threads": count}))
+    for _ in range(5):
+        assert actual.step(X, y) == expected.step(X, y)
+    assert actual.network.params.tobytes() == expected.network.params.tobytes()
+    del actual
+    gc.collect()
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, None, "all", [2], 10**9])
+@pytest.mark.parametrize("door", ["train", "resume", "predict", "loss_and_gradient", "Trainer"])
+def test_bad_threads_are_refused(door, value):
+    X, y = doors_task()
+    network = Network((16, 2))
+    doors = {
+        "train": lambda: fastbp.train(X, y, threads=value),
+        "resume": lambda: fastbp.resume(fastbp.train(X, y, epochs=1), X, y, epochs=1, threads=value),
+        "predict": lambda: network.predict(X, threads=value),
+        "loss_and_gradient": lambda: network.loss_and_gradient(X, y, threads=value),
+        "Trainer": lambda: fastbp.Trainer(network, threads=value),
+    }
+    with pytest.raises((ParameterError, ParameterTypeError), match="'threads' must be"):
+        doors[door]()
+
+
+@pytest.mark.usefixtures("nobody_left")
+def test_divergence_and_callbacks_end_the_threads():
+    X, y = doors_task()
+    with pytest.raises(fastbp.DivergenceError):
+        fastbp.train(X, y, **WIDE | {"epochs": 50}, optimizer="sgd", learning_rate=1e200, threads=2)
+
+    def fail(state):
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        fastbp.train(X, y, **WIDE, callback=fail, threads=2)
