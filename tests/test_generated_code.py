@@ -344,7 +344,7 @@ def test_trainings_leak_nothing():
 REGISTERS = {"haswell": "ymm", "skylake-avx512": "zmm"}
 LOOPS = {  # the functions of a loop, and whose code it is part of if they are compiled into their caller
     "product": (r"product", r"forward"),
-    "weight gradient": (r"weight_gradient|wide|narrow", r"backward"),
+    "weight gradient": (r"gradient_rows|wide|narrow", r"weight_gradient", r"backward"),
 }
 ALLOWED = {
     "memset",

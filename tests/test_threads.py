@@ -108,7 +108,16 @@ def assert_same_bits(actual, expected):
 # --- bits -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", CASES, ids=label)
+def compiled(case):
+    """The case; slow if it is neither lean in float64 nor full in float32: each version compiles for ten seconds."""
+    slow = prepare(case)[1].lean == (case["dtype"] is np.float32)
+    return pytest.param(case, marks=pytest.mark.slow if slow else [], id=label(case))
+
+
+BY_VERSION = [np.float64, pytest.param(np.float32, marks=pytest.mark.slow)]  # of what is lean
+
+
+@pytest.mark.parametrize("case", [compiled(case) for case in CASES])
 def test_any_number_of_threads_gives_the_bits_of_one(case, team_of):
     problem = prepare(case)
     expected = alone(*problem)
@@ -117,7 +126,7 @@ def test_any_number_of_threads_gives_the_bits_of_one(case, team_of):
 
 
 @pytest.mark.parametrize("by_units", [True, False])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", BY_VERSION)
 def test_wide_layers_in_many_chunks_give_the_bits_of_one_thread(by_units, dtype, team_of):
     network, data = build((30, 300, 220, 24), dtype=dtype, rows=ROWS)
     plan = make_plan(network, ROWS, 129, Adam(0.001), mean=True)
@@ -139,7 +148,7 @@ def by_leader(plan, memory, share, rows, validation, blocks):
     return threads.bind(plan, memory, share, rows, validation, threads.Team(1))(blocks)
 
 
-@pytest.mark.parametrize("case", CASES[::4], ids=label)
+@pytest.mark.parametrize("case", [compiled(case) for case in CASES[::4]])
 def test_nothing_is_written_outside_nor_read_before_it_is_written(case):
     network, plan, rows, validation = prepare(case)
     expected = alone(network, plan, rows, validation)
@@ -354,7 +363,7 @@ def test_forked_child_trains_and_so_does_its_parent():
 # --- predictions ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", BY_VERSION)
 @pytest.mark.parametrize(("loss", "sizes"), [("cross_entropy", (7, 33, 10)), ("squared_error", (16, 40, 24, 1))])
 @pytest.mark.parametrize("rows", [1, 127, 128, 1000])
 def test_predictions_have_the_bits_of_one_thread(rows, loss, sizes, dtype, team_of):
@@ -440,9 +449,14 @@ def doors_task(dtype="float64"):
     return rng.normal(size=(300, 16)).astype(dtype), rng.normal(size=(300, 2)).astype(dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "settings", [{}, {"validation": 0.2, "patience": 1, "dropout": 0.2}, {"batch_size": 5}], ids=str
+    ("settings", "dtype"),
+    [
+        ({}, np.float64),
+        ({"batch_size": 5}, np.float64),
+        ({"validation": 0.2, "patience": 1, "dropout": 0.2}, np.float32),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("count", [2, 3, "auto"])
 @pytest.mark.usefixtures("nobody_left")
@@ -459,7 +473,7 @@ def test_training_has_the_same_bits_for_any_threads(count, settings, dtype):
         assert actual.network.params.tobytes() == expected.network.params.tobytes()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", BY_VERSION)
 @pytest.mark.parametrize("count", [2, 3, "auto"])
 @pytest.mark.parametrize("rows", [0, 1, 7, 300, 1000])
 @pytest.mark.usefixtures("nobody_left")
@@ -471,7 +485,7 @@ def test_prediction_has_the_same_bits_for_any_threads(rows, count, dtype):
     assert network.predict(X, threads=count).tobytes() == network.predict(X).tobytes()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", BY_VERSION)
 @pytest.mark.parametrize("count", [2, 3, "auto"])
 @pytest.mark.parametrize("rows", [1, 7, 300])
 @pytest.mark.usefixtures("nobody_left")

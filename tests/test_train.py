@@ -1913,6 +1913,7 @@ RESUME_BAD = [
     ("l2", {"callback": 1}, ParameterTypeError, "'callback' must be callable"),
     ("l2", {"callback_every": 0}, ParameterError, "'callback_every'"),
     ("l2", {"progress": 1}, ParameterTypeError, "'progress'"),
+    ("l2", {"threads": 0}, ParameterError, "'threads' must be 'auto' or an integer >= 1, got 0"),
     ("l2", {"result": None}, ParameterTypeError, "'path' must be a str or os.PathLike"),
     ("l2", {"result": Network((3, 2))}, ParameterTypeError, "'path' must be a str or os.PathLike"),
 ]
@@ -2136,6 +2137,7 @@ BAD = [
     ({"callback_every": 0}, ParameterError, "'callback_every' must be an integer >= 1"),
     ({"callback_every": 0.5}, ParameterTypeError, "'callback_every'"),
     ({"progress": 1}, ParameterTypeError, "'progress' must be True or False"),
+    ({"threads": 0}, ParameterError, "'threads' must be 'auto' or an integer >= 1, got 0"),
     ({"epochs": 2**31 - 1}, ResourceError, "the losses of 2147483647 'epochs', needs"),
     ({"backend": "numa"}, ParameterError, "did you mean 'numba'"),
     ({"backend": None}, ParameterTypeError, "'backend'"),
