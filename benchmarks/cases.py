@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 BATCH_SIZES = (1, 8, 32, 128, 1024)  # the last is the full batch
+FEW_ROWS = (2, 4, 16)  # batches that fill no vector, or just one
 WIDTHS = (2, 8, 32, 128, 512)
+ODD_WIDTHS = (7, 33, 100, 300)  # no power of two, and no multiple of what a vector holds
 DTYPES = ("float32", "float64")
 CALL_SECONDS = 0.04  # of one timed call: a call of `fastbp.train` costs 0.4 ms beside its epochs, 1 % of this
 
@@ -52,12 +54,33 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adam": {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8},
 }
 
-# Two hidden layers of the same width: between them lies the product of which wide networks consist.
+
+def grid(dtype: str, batch_sizes: Iterable[int], widths: Iterable[int]) -> list[Case]:
+    """Two hidden layers of the same width: between them lies the product of which wide networks consist."""
+    return [
+        Case(f"train {batch_size}x{width} {dtype}", (16, width, width, 1), batch_size=batch_size, dtype=dtype)
+        for batch_size in batch_sizes
+        for width in widths
+    ]
+
+
 GRID = [
-    Case(f"train {batch_size}x{width} {dtype}", (16, width, width, 1), batch_size=batch_size, dtype=dtype)
+    case
     for dtype in DTYPES
-    for batch_size in BATCH_SIZES
-    for width in WIDTHS
+    for case in sorted(
+        [*grid(dtype, BATCH_SIZES, WIDTHS), *grid(dtype, FEW_ROWS, (32, 128))],
+        key=lambda case: (case.batch_size, case.sizes),
+    )
+]
+
+# In float64 one batch size is enough to show whether the rest of a vector costs more there.
+ODD_GRID = [*grid("float32", (1, 32, 1024), ODD_WIDTHS), *grid("float64", (32,), ODD_WIDTHS)]
+
+# As wide inside as the widest of the grid, but between more inputs and outputs.
+WIDE = [
+    Case(f"64-512-512-10 batch {batch_size} {dtype}", (64, 512, 512, 10), batch_size=batch_size, dtype=dtype)
+    for dtype, batch_sizes in (("float32", (1, 32, 1024)), ("float64", (32,)))
+    for batch_size in batch_sizes
 ]
 
 XOR = Case(
@@ -86,16 +109,17 @@ PREDICTIONS = {
     )
 }
 
-CASES = {case.name: case for case in [*GRID, XOR, MATRIX_EXPONENTIAL, *OPTIMIZER_CASES]}
+CASES = {case.name: case for case in [*GRID, *ODD_GRID, *WIDE, XOR, MATRIX_EXPONENTIAL, *OPTIMIZER_CASES]}
 
-# What stands for the grid in a run of three minutes with all libraries.
-DEFAULT_GRID = {"float32": (1, 32, 1024), "float64": (32,)}  # batch sizes
-DEFAULT_WIDTHS = (2, 32, 512)
-DEFAULT = [
-    case.name
-    for case in CASES.values()
-    if case not in GRID or (case.batch_size in DEFAULT_GRID[case.dtype] and case.sizes[1] in DEFAULT_WIDTHS)
+# What stands for the grids in a run of three minutes with all libraries.
+CHOSEN = [
+    *grid("float32", (1, 32, 1024), (2, 32, 512)),
+    *grid("float64", (32,), (2, 32, 512)),
+    *grid("float32", (4,), (32,)),
+    *grid("float32", (32,), (33,)),
+    WIDE[1],
 ]
+DEFAULT = [case.name for case in CASES.values() if case in CHOSEN or case not in [*GRID, *ODD_GRID, *WIDE]]
 
 
 def exponential(matrices: Array) -> Array:

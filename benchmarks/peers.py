@@ -117,6 +117,11 @@ def numpy_predictor(case: Case) -> Predict:
 SKLEARN_NAMES = {"sigmoid": "logistic", "tanh": "tanh", "relu": "relu", "identity": "identity"}
 
 
+def sklearn_targets(y: Array) -> Array:
+    """Return targets (n, outputs) as scikit-learn wants them, which warns of a single column."""
+    return y.ravel() if y.shape[1] == 1 else y
+
+
 def sklearn_model(case: Case) -> Any:
     """Return a regressor with the weights of the case, in which nothing but the given epochs ends training."""
     from sklearn.exceptions import ConvergenceWarning
@@ -135,7 +140,7 @@ def sklearn_model(case: Case) -> Any:
         n_iter_no_change=np.inf, warm_start=True, max_iter=1, random_state=0,
     )  # fmt: skip
     with warnings.catch_warnings(category=ConvergenceWarning, action="ignore"):
-        model.fit(X, y.ravel())  # for the attributes beside the weights
+        model.fit(X, sklearn_targets(y))  # for the attributes beside the weights
     first = network(case)
     model.coefs_, model.intercepts_ = first.weights, first.biases
     return model
@@ -148,14 +153,15 @@ def sklearn_trainer(case: Case) -> Train:
     model = sklearn_model(case)
     first, first_biases = model.coefs_, model.intercepts_
     X, y = data(case)
-    y = y.ravel()
+    outputs = case.sizes[-1]
+    y = sklearn_targets(y)
 
     def train(epochs: int) -> float:
         model.coefs_, model.intercepts_ = [w.copy() for w in first], [b.copy() for b in first_biases]
         model.loss_curve_, model.max_iter = [], epochs
         with warnings.catch_warnings(category=ConvergenceWarning, action="ignore"):
             model.fit(X, y)
-        return float(model.loss_curve_[-1])
+        return outputs * float(model.loss_curve_[-1])  # its loss is the mean over outputs, its gradient of the sum
 
     return train
 

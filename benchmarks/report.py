@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import re
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.cases import CASES, GRID, XOR
+from benchmarks.cases import CASES, DTYPES, GRID, ODD_GRID, XOR, Case
 from benchmarks.peers import LIBRARIES
 
 RESULTS = Path(__file__).parent / "results"
@@ -200,12 +201,14 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *rows))
 
 
-def grid_comparisons(entries: list[Entry], dtype: str) -> dict[tuple[int, int], Comparison]:
-    """Return the comparisons of the grid by batch size and width."""
+def grid_comparisons(
+    entries: list[Entry], dtype: str, grid: Iterable[Case] = GRID
+) -> dict[tuple[int, int], Comparison]:
+    """Return the comparisons of a grid by batch size and width."""
     measured = {entry["case"]: comparison_of(entry) for entry in section_of(entries, "training")}
     return {
         (case.batch_size, case.sizes[1]): comparison
-        for case in GRID
+        for case in grid
         if case.dtype == dtype and (comparison := measured.get(case.name))
     }
 
@@ -221,18 +224,20 @@ def axes_of(comparisons: dict[tuple[int, int], Any]) -> tuple[list[int], list[in
 
 
 def short_table(run: dict[str, Any]) -> str:
-    """Return what the README shows of a run: the grid as ratios, all other cases as figures, and the machine."""
+    """Return what the README shows of a run: the grids as ratios, all other cases as figures, and the machine."""
     entries = entries_of(run)
     parts = [" ".join(headline(entries)) + "\n"]
-    for dtype in measured_dtypes(entries):
-        comparisons = grid_comparisons(entries, dtype)
+    for grid, dtype in itertools.product((GRID, ODD_GRID), DTYPES):
+        comparisons = grid_comparisons(entries, dtype, grid)
+        if not comparisons:
+            continue
         batch_sizes, widths = axes_of(comparisons)
         rows = [
             [str(batch_size), *(str(comparisons.get((batch_size, width), "")) for width in widths)]
             for batch_size in batch_sizes
         ]
         parts.append(markdown([f"{dtype}: batch", *(f"width {width}" for width in widths)], rows))
-    names = {case.name for case in GRID}
+    names = {case.name for case in [*GRID, *ODD_GRID]}
     parts += all_tables([entry for entry in entries if entry["case"] not in names])
     return "\n".join([*parts, f"{machine(run)}."])
 
@@ -289,6 +294,7 @@ def draw_ratios(axes: Any, comparisons: dict[tuple[int, int], Comparison]) -> No
         below = f"tie, {comparison.peer}" if comparison.tie else comparison.peer
         ink = "white" if abs(colours[down][across]) > 0.6 * end else "black"
         axes.text(across, down, f"{digits(comparison.median)}\n{below}", ha="center", va="center", size=8, color=ink)
+    axes.set_facecolor("0.9")  # of cells that were not measured
     axes.imshow(colours, cmap="RdBu", vmin=-end, vmax=end, aspect="auto")
     axes.set_xticks(range(len(widths)), [f"{width}" for width in widths])
     axes.set_yticks(range(len(batch_sizes)), [f"{batch_size:,}" for batch_size in batch_sizes])

@@ -40,6 +40,9 @@ SMALL = [
     replace(CASES["train 1x8 float32"], rows=32),
     replace(CASES["train 32x8 float64"], rows=64),
     replace(CASES["train 1024x8 float64"], rows=64, batch_size=64),
+    replace(CASES["train 4x32 float32"], rows=32),
+    replace(CASES["train 32x33 float64"], rows=64),
+    replace(CASES["64-512-512-10 batch 32 float32"], rows=64),
     replace(MATRIX_EXPONENTIAL, rows=64, batch_size=64),
     CASES["XOR notebook"],
 ]
@@ -383,6 +386,23 @@ def test_table_shows_cells_that_fastbp_loses_like_the_others(run: dict[str, Any]
     actual = report.short_table(run)
 
     assert expected in actual.splitlines()
+
+
+def test_table_of_widths_that_are_no_power_of_two_is_one_of_its_own(run: dict[str, Any]) -> None:
+    run["benchmarks"] += [
+        training("train 32x33 float32", FIGURES, jax=[2.0, 1.5, 2.5]),
+        training("train 1x7 float32", FIGURES, jax=[3.0, 2.5, 3.5]),
+    ]
+    expected = [
+        "| float32: batch | width 7 | width 33 |",
+        "| --- | ---: | ---: |",
+        "| 1 | 3.00 (2.50..3.50) jax |  |",
+        "| 32 |  | 2.00 (1.50..2.50) jax |",
+    ]
+    actual = report.short_table(run)
+
+    assert "\n".join(expected) in actual
+    assert "train 32x33" not in actual  # and among the figures of the other cases no more
 
 
 def test_table_ends_with_machine_versions_and_date(run: dict[str, Any]) -> None:
