@@ -121,6 +121,15 @@ CHOSEN = [
 ]
 DEFAULT = [case.name for case in CASES.values() if case in CHOSEN or case not in [*GRID, *ODD_GRID, *WIDE]]
 
+# What PyTorch is compiled for, which takes some five seconds for each number of threads: small networks, where calls of
+# its functions take longer than the arithmetic, and those in which PyTorch is among the fastest.
+TORCH_COMPILED = (
+    "train 32x32 float32",
+    "train 32x128 float32",
+    "train 1024x128 float32",
+    "train 1024x512 float32",
+)
+
 
 def exponential(matrices: Array) -> Array:
     """Exponential of 2 x 2 matrices (n, 2, 2): e^m (cosh q + (A - m) sinh q / q), m = tr A / 2, q^2 = -det(A - m)."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.cases import OPTIMIZERS, XOR, Case, data
+from benchmarks.cases import OPTIMIZERS, TORCH_COMPILED, XOR, Case, data
 
 Array = NDArray[Any]
 Train = Callable[[int], float]
@@ -244,6 +244,45 @@ def torch_trainer(threads: Callable[[], int], case: Case) -> Train:
     return train
 
 
+def torch_compiled_trainer(threads: Callable[[], int], case: Case) -> Train:
+    """Train by one compiled call a batch, forward, backward and update, made for this shape and number of threads."""
+    import torch
+
+    if case.name not in TORCH_COMPILED:
+        raise NotImplementedError("compiling PyTorch for every case would take a quarter of an hour")
+    torch_threads()
+    X, y = map(torch.from_numpy, data(case))
+    batches = list(zip(X.split(case.batch_size), y.split(case.batch_size), strict=True))
+    first, forward = torch_layers(case)
+    rate = case.learning_rate / (case.batch_size if case.reduction == "mean" else 1)
+
+    def objective(parameters: list[Any], x: Any, target: Any) -> Any:
+        return 0.5 * torch.nn.functional.mse_loss(forward(parameters, x), target, reduction="sum")
+
+    def step(parameters: list[Any], x: Any, target: Any) -> Any:
+        gradients, loss = torch.func.grad_and_value(objective)(parameters, x, target)
+        torch._foreach_add_(parameters, gradients, alpha=-rate)
+        return loss
+
+    compiled = torch.compile(step, dynamic=False, fullgraph=True)
+
+    def train(epochs: int) -> float:
+        torch.set_num_threads(threads())
+        parameters = [w.clone() for w in first]
+        for _ in range(epochs):
+            losses = [compiled(parameters, x, target) for x, target in batches]
+        return float(torch.stack(losses).sum()) / case.rows
+
+    # PyTorch makes no more than eight versions of a function, and the steps of all cases are versions of one.
+    torch.compiler.reset()
+    try:
+        with warnings.catch_warnings(category=DeprecationWarning, action="ignore"):  # of what PyTorch itself imports
+            train(1)
+    except torch._dynamo.exc.BackendCompilerFailed as reason:
+        raise NotImplementedError(f"PyTorch cannot compile here: {reason}") from None
+    return train
+
+
 def torch_predictor(threads: Callable[[], int], case: Case) -> Predict:
     """Predict from a tensor to a tensor."""
     import torch
@@ -365,6 +404,8 @@ LIBRARIES: dict[str, Callable[[Case], Train]] = {
     "scikit-learn": sklearn_trainer,
     "torch, 1 thread": functools.partial(torch_trainer, lambda: 1),
     "torch": functools.partial(torch_trainer, torch_threads),
+    "torch compiled, 1 thread": functools.partial(torch_compiled_trainer, lambda: 1),
+    "torch compiled": functools.partial(torch_compiled_trainer, torch_threads),
     "jax": jax_trainer,
 }
 

@@ -26,6 +26,8 @@ COLOURS = {
     "scikit-learn": "#f7931e",
     "torch, 1 thread": "#b58ad1",
     "torch": "#6d3fa0",
+    "torch compiled, 1 thread": "#7f7f7f",
+    "torch compiled": "#2f1457",
     "jax": "#2a9d6f",
 }
 
@@ -144,6 +146,8 @@ def headline(entries: list[Entry]) -> list[str]:
             f"case ({worst['case']}) and {digits(most.median)} in the most favourable ({best['case']}).",
             f"NumPy, PyTorch and JAX competed in all of these, scikit-learn in {sklearn}.",
         ]
+        if compiled := [entry["case"] for entry in training if "torch compiled" in entry["figures"]]:
+            sentences.append(f"PyTorch was also compiled for {', '.join(compiled)}.")
     elif training:
         sentences.append("No training case is counted: NumPy, PyTorch and JAX must all have competed in it.")
     for entry in training:

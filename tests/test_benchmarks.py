@@ -41,6 +41,7 @@ SMALL = [
     replace(CASES["train 32x8 float64"], rows=64),
     replace(CASES["train 1024x8 float64"], rows=64, batch_size=64),
     replace(CASES["train 4x32 float32"], rows=32),
+    replace(CASES["train 32x32 float32"], rows=64),  # PyTorch compiled
     replace(CASES["train 32x33 float64"], rows=64),
     replace(CASES["64-512-512-10 batch 32 float32"], rows=64),
     replace(MATRIX_EXPONENTIAL, rows=64, batch_size=64),
@@ -72,12 +73,21 @@ def test_libraries_have_the_same_loss_after_the_same_epochs(case: Case, library:
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_each_call_begins_with_the_same_weights(library: str) -> None:
-    train = made(lambda: trainer(replace(CASES["optimizer momentum"], rows=64), library))
+@pytest.mark.parametrize("name", ["optimizer momentum", "train 32x32 float32"])
+def test_each_call_begins_with_the_same_weights(name: str, library: str) -> None:
+    train = made(lambda: trainer(replace(CASES[name], rows=64), library))
     expected = train(EPOCHS)
     actual = train(EPOCHS)
 
     assert actual == expected
+
+
+def test_pytorch_that_finds_no_compiler_is_left_out() -> None:
+    config = pytest.importorskip("torch._inductor.config")
+    case = replace(CASES["train 32x32 float32"], rows=64)
+    unable = config.patch({"cpp.cxx": ("no compiler",), "fx_graph_cache": False})
+    with unable, pytest.raises(NotImplementedError, match="PyTorch cannot compile here"):
+        trainer(case, "torch compiled")
 
 
 @pytest.mark.parametrize("library", PREDICTORS)
@@ -370,6 +380,15 @@ def test_headline_counts_the_cases_in_which_all_competed(run: dict[str, Any]) ->
     actual = report.headline(report.entries_of(run))
 
     assert actual == expected
+
+
+def test_headline_names_the_cases_for_which_pytorch_was_compiled(run: dict[str, Any]) -> None:
+    for benchmark in run["benchmarks"][:2]:
+        benchmark["extra_info"]["figures"]["torch compiled"] = 1.0
+    expected = f"PyTorch was also compiled for {WON}, {LOST}."
+    actual = report.headline(report.entries_of(run))
+
+    assert expected in actual
 
 
 def test_headline_counts_nothing_when_a_library_was_absent(run: dict[str, Any]) -> None:
