@@ -11,7 +11,7 @@ import pytest
 
 import fastbp
 from benchmarks.cases import CASES, DEFAULT
-from benchmarks.report import SECTIONS, comparison_of, digits, headline, text_tables
+from benchmarks.report import cell, headline, text_tables
 from benchmarks.turns import in_turns
 
 HERE = Path(__file__).resolve().parent
@@ -71,9 +71,7 @@ def record(
         entry = {"section": section, "case": case, "figures": figures, "ratios": ratios or {}, **more}
         benchmark.extra_info.update(entry)
         request.config.stash.setdefault(ENTRIES, []).append(entry)
-        comparison = comparison_of(entry)
-        shown = str(comparison) if comparison else f"{digits(figures['fastbp'])} {SECTIONS[section].unit}"
-        record_property("measured", shown)
+        record_property("measured", cell(entry))
 
     return keep
 

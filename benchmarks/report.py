@@ -14,12 +14,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.cases import CASES, DTYPES, GRID, ODD_GRID, XOR, Case
+from benchmarks.cases import CASES, DTYPES, FEW_ROWS, GRID, ODD_GRID, XOR, Case
 from benchmarks.peers import LIBRARIES
 
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- benchmark table -->", "<!-- end of benchmark table -->"
 COMPETITORS = {"numpy", "torch", "jax"}  # in every case that the headline counts
+PERCENTAGES = "The percentages are the shares of one core's peak that fastbp reaches by its matrix products alone.\n"
 COLOURS = {
     "fastbp": "#c1272d",
     "numpy": "#4d77cf",
@@ -87,6 +88,17 @@ def share_of_peak(entry: Entry) -> float | None:
     if "peak_gflops" not in entry:
         return None
     return entry["figures"]["fastbp"] * CASES[entry["case"]].flops_per_epoch / 1e9 / entry["peak_gflops"]
+
+
+def percent(share: float | None) -> str:
+    """Write a share."""
+    return "" if share is None else f"{share:.0%}"
+
+
+def cell(entry: Entry) -> str:
+    """Write what was measured in one cell: the comparison, or the speed where there is no peer, and the share."""
+    speed = f"{digits(entry['figures']['fastbp'])} {SECTIONS[entry['section']].unit}"
+    return ", ".join(filter(None, [str(comparison_of(entry) or speed), percent(share_of_peak(entry))]))
 
 
 def entries_of(run: dict[str, Any]) -> list[Entry]:
@@ -173,12 +185,14 @@ def section_table(entries: list[Entry]) -> tuple[list[str], list[list[str]]]:
     libraries = [library for library in LIBRARIES if library in present]
     head = [f"{section.title}, {section.unit}", *libraries]
     rows = [[entry["case"], *(digits(entry["figures"].get(library)) for library in libraries)] for entry in entries]
-    for title, cell in (("fastbp / best other", comparison_of), ("of a core's peak", share_of_peak)):
-        cells = [cell(entry) for entry in entries]
+    for title, cells in (
+        ("fastbp / best other", [str(comparison_of(entry) or "") for entry in entries]),
+        ("of a core's peak", [percent(share_of_peak(entry)) for entry in entries]),
+    ):
         if any(cells):
             head.append(title)
             for row, value in zip(rows, cells, strict=True):
-                row.append("" if value is None else f"{value:.0%}" if isinstance(value, float) else str(value))
+                row.append(value)
     return head, rows
 
 
@@ -205,39 +219,41 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *rows))
 
 
-def grid_comparisons(
-    entries: list[Entry], dtype: str, grid: Iterable[Case] = GRID
-) -> dict[tuple[int, int], Comparison]:
-    """Return the comparisons of a grid by batch size and width."""
-    measured = {entry["case"]: comparison_of(entry) for entry in section_of(entries, "training")}
+def grid_entries(entries: list[Entry], dtype: str, grid: Iterable[Case] = GRID) -> dict[tuple[int, int], Entry]:
+    """Return what of a grid was compared, by batch size and width."""
+    compared = {entry["case"]: entry for entry in section_of(entries, "training") if entry["ratios"]}
     return {
-        (case.batch_size, case.sizes[1]): comparison
+        (case.batch_size, case.sizes[1]): compared[case.name]
         for case in grid
-        if case.dtype == dtype and (comparison := measured.get(case.name))
+        if case.dtype == dtype and case.name in compared
     }
 
 
 def measured_dtypes(entries: list[Entry]) -> list[str]:
     """Return the precisions in which the grid was measured."""
-    return list(dict.fromkeys(case.dtype for case in GRID if grid_comparisons(entries, case.dtype)))
+    return list(dict.fromkeys(case.dtype for case in GRID if grid_entries(entries, case.dtype)))
 
 
-def axes_of(comparisons: dict[tuple[int, int], Any]) -> tuple[list[int], list[int]]:
+def axes_of(cells: Iterable[tuple[int, int]]) -> tuple[list[int], list[int]]:
     """Return the batch sizes and the widths that occur."""
-    return sorted({batch_size for batch_size, _ in comparisons}), sorted({width for _, width in comparisons})
+    batch_sizes, widths = (sorted(set(values)) for values in zip(*cells, strict=True))
+    return batch_sizes, widths
 
 
 def short_table(run: dict[str, Any]) -> str:
     """Return what the README shows of a run: the grids as ratios, all other cases as figures, and the machine."""
     entries = entries_of(run)
-    parts = [" ".join(headline(entries)) + "\n"]
+    parts = [" ".join(headline(entries)) + "\n", PERCENTAGES]
     for grid, dtype in itertools.product((GRID, ODD_GRID), DTYPES):
-        comparisons = grid_comparisons(entries, dtype, grid)
-        if not comparisons:
+        compared = grid_entries(entries, dtype, grid)
+        if not compared:
             continue
-        batch_sizes, widths = axes_of(comparisons)
+        batch_sizes, widths = axes_of(compared)
         rows = [
-            [str(batch_size), *(str(comparisons.get((batch_size, width), "")) for width in widths)]
+            [
+                str(batch_size),
+                *(cell(compared[at]) if (at := (batch_size, width)) in compared else "" for width in widths),
+            ]
             for batch_size in batch_sizes
         ]
         parts.append(markdown([f"{dtype}: batch", *(f"width {width}" for width in widths)], rows))
@@ -267,13 +283,17 @@ def picture(run: dict[str, Any]) -> Any:
 
     entries = entries_of(run)
     dtypes = measured_dtypes(entries)
-    batch_sizes, _ = axes_of(grid_comparisons(entries, dtypes[0]))
+    batch_sizes, _ = axes_of(grid_entries(entries, dtypes[0]))
+    batch_sizes = [batch_size for batch_size in batch_sizes if batch_size not in FEW_ROWS] or batch_sizes
     shown = [batch_sizes[0], batch_sizes[len(batch_sizes) // 2], batch_sizes[-1]]
     figure = Figure(figsize=(12, 10), layout="constrained")
     above, below, foot = figure.subfigures(3, 1, height_ratios=[5, 5, 0.6])
-    above.suptitle("Training speed of fastbp over that of the fastest other library (blue: faster), 16-width-width-1")
+    above.suptitle(
+        "Training speed of fastbp over that of the fastest other library (blue: faster), and share of a core's peak, "
+        "16-width-width-1"
+    )
     for axes, dtype in zip(above.subplots(1, len(dtypes), squeeze=False)[0], dtypes, strict=True):
-        draw_ratios(axes, grid_comparisons(entries, dtype))
+        draw_ratios(axes, grid_entries(entries, dtype))
         axes.set_title(dtype)
     below.suptitle(f"Epochs of 1,024 rows per second, {dtypes[0]}")
     panels = below.subplots(1, len(shown), sharey=True, squeeze=False)[0]
@@ -287,17 +307,20 @@ def picture(run: dict[str, Any]) -> Any:
     return figure
 
 
-def draw_ratios(axes: Any, comparisons: dict[tuple[int, int], Comparison]) -> None:
+def draw_ratios(axes: Any, compared: dict[tuple[int, int], Entry]) -> None:
     """Draw a heat map whose colour is neutral where fastbp and its best peer are equal, on a logarithmic scale."""
-    batch_sizes, widths = axes_of(comparisons)
+    batch_sizes, widths = axes_of(compared)
     colours = [[math.nan] * len(widths) for _ in batch_sizes]
     end = math.log(10)  # the strongest colour
-    for (batch_size, width), comparison in comparisons.items():
+    for (batch_size, width), entry in compared.items():
+        comparison = comparison_of(entry)
+        assert comparison is not None
         across, down = widths.index(width), batch_sizes.index(batch_size)
         colours[down][across] = math.log(comparison.median)
         below = f"tie, {comparison.peer}" if comparison.tie else comparison.peer
         ink = "white" if abs(colours[down][across]) > 0.6 * end else "black"
-        axes.text(across, down, f"{digits(comparison.median)}\n{below}", ha="center", va="center", size=8, color=ink)
+        above = f"{digits(comparison.median)}, {percent(share_of_peak(entry))}"
+        axes.text(across, down, f"{above}\n{below}", ha="center", va="center", size=8, color=ink)
     axes.set_facecolor("0.9")  # of cells that were not measured
     axes.imshow(colours, cmap="RdBu", vmin=-end, vmax=end, aspect="auto")
     axes.set_xticks(range(len(widths)), [f"{width}" for width in widths])

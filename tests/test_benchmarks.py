@@ -398,13 +398,43 @@ def test_headline_counts_nothing_when_a_library_was_absent(run: dict[str, Any]) 
 
 
 def test_table_shows_cells_that_fastbp_loses_like_the_others(run: dict[str, Any]) -> None:
+    entries = report.entries_of(run)
+    shares = [f"{report.share_of_peak(entry):.0%}" for entry in entries[:4]]
     expected = (
-        "| 1 | 4.00 (3.00..5.00) jax | 0.500 (0.400..0.600) torch | tie, 1.20 (0.900..1.30) jax | "
-        "90.0 (90.0..90.0) numpy |"
+        f"| 1 | 4.00 (3.00..5.00) jax, {shares[0]} | 0.500 (0.400..0.600) torch, {shares[1]} | "
+        f"tie, 1.20 (0.900..1.30) jax, {shares[2]} | 90.0 (90.0..90.0) numpy, {shares[3]} |"
     )
     actual = report.short_table(run)
 
     assert expected in actual.splitlines()
+
+
+def test_share_of_peak_is_what_the_matrix_products_reach(run: dict[str, Any]) -> None:
+    case = CASES[WON]  # 16-2-2-1, 1,024 rows
+    flops = 2 * case.rows * (2 * 16 * 2 + 3 * 2 * 2 + 3 * 2 * 1)
+    expected = 8000 * flops / 100e9
+    actual = report.share_of_peak(report.entries_of(run)[0])
+
+    assert actual == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(0, "4.00 (3.00..5.00) jax, 1%"), (-2, "90,000 calls/s"), (-1, "0.0213 seconds")]
+)
+def test_line_of_a_case_says_what_was_measured(run: dict[str, Any], number: int, expected: str) -> None:
+    actual = report.cell(report.entries_of(run)[number])
+
+    assert actual == expected
+
+
+def test_picture_shows_speeds_of_batch_sizes_with_all_widths(run: dict[str, Any]) -> None:
+    pytest.importorskip("matplotlib")
+    run["benchmarks"] = [training(case.name, FIGURES, jax=[2.0, 1.5, 2.5]) for case in GRID]
+    expected = ["batches of 1", "batches of 32", "batches of 1,024"]
+    _, below, _ = report.picture(run).subfigs
+    actual = [axes.get_title() for axes in below.axes]
+
+    assert actual == expected
 
 
 def test_table_of_widths_that_are_no_power_of_two_is_one_of_its_own(run: dict[str, Any]) -> None:
@@ -415,8 +445,8 @@ def test_table_of_widths_that_are_no_power_of_two_is_one_of_its_own(run: dict[st
     expected = [
         "| float32: batch | width 7 | width 33 |",
         "| --- | ---: | ---: |",
-        "| 1 | 3.00 (2.50..3.50) jax |  |",
-        "| 32 |  | 2.00 (1.50..2.50) jax |",
+        "| 1 | 3.00 (2.50..3.50) jax, 6% |  |",
+        "| 32 |  | 2.00 (1.50..2.50) jax, 72% |",
     ]
     actual = report.short_table(run)
 
