@@ -2,8 +2,8 @@
 
     python -P gate_cases.py TREE [NAME ...]
 
-`benchmarks.compare` runs this file with one tree of fastbp after the other on the path. Here is only what all trees
-have, `fastbp.train` and `Network.predict`; a case that a tree cannot run has the reason in place of its seconds.
+`benchmarks.compare` runs this file with one tree of fastbp after the other on the path, by the public interface alone.
+A case that a tree cannot run, for lack of a class or of a parameter, has the reason in place of its seconds.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Array = NDArray[Any]
 Data = tuple[Array, Array]
 
 ROUNDS = 20  # the best of them counts: interruptions only add time
-# The steady state waits for nothing, so the processor's time is its time. With five programs on two cores that repeated
-# within 5 %, the time on the wall within 50 %. Windows counts the former in steps of 16 ms.
+# One thread in its steady state waits for nothing, so the processor's time is its time. With five programs on two cores
+# that repeated within 5 %, the time on the wall within 50 %. Windows counts the former in steps of 16 ms.
 clock = time.perf_counter if sys.platform == "win32" else time.process_time
 
 
@@ -67,6 +67,15 @@ def training(epochs: int, dtype: str, data: Callable[[], Data], **settings: Any)
     X, y = data()
     X, y = X.astype(dtype), y if y.dtype.kind == "i" else y.astype(dtype)
     return lambda: fastbp.train(X, y, epochs=epochs, seed=0, **settings)
+
+
+def steps() -> Callable[[], object]:
+    """Prepare a step with each row, alone."""
+    X, y = (array.astype("float32") for array in curve())
+    network = fastbp.Network((16, 32, 32, 1), activation="sigmoid", dtype="float32", seed=0)
+    trainer = fastbp.Trainer(network, optimizer="sgd", learning_rate=0.01)
+    rows = [(X[row : row + 1], y[row : row + 1]) for row in range(len(X))]
+    return lambda: [trainer.step(*row) for row in rows]
 
 
 def prediction(calls: int, rows: int) -> Callable[[], object]:
@@ -112,6 +121,7 @@ SIGMOID_SGD: dict[str, Any] = {"activation": "sigmoid", "optimizer": "sgd", "lea
 GRID = [
     (1, 8, "float32", 8),
     (1, 32, "float64", 2),
+    (1, 128, "float32", 1),
     (8, 32, "float32", 16),
     (32, 2, "float64", 240),
     (32, 32, "float32", 40),
@@ -138,9 +148,17 @@ CASES: dict[str, Callable[[], Callable[[], object]]] = {
     "tanh, SGD with momentum": lambda: training(
         20, "float64", curve, hidden=(32, 32), activation="tanh", optimizer=fastbp.SGD(momentum=0.9), batch_size=64
     ),
+    "step, 1 row": steps,
     "predict 1 row": partial(prediction, calls=300, rows=1),
     "predict 10,000 rows": partial(prediction, calls=10, rows=10_000),
 }  # fmt: skip
+
+# Their time is that on the wall: that of the processors would be the same if one thread did all the work.
+THREADED = {
+    "two threads, batch 1024, width 512, float32": partial(
+        training, 1, "float32", curve, hidden=(512, 512), batch_size=1024, shuffle=False, threads=2, **SIGMOID_SGD
+    )
+}
 
 # Nothing of fastbp: what moves these moves the machine.
 CONTROLS = {"control: products in NumPy": matrix_products, "control: training in NumPy": numpy_training}
@@ -162,7 +180,7 @@ def measure(names: list[str]) -> dict[str, float | str]:
     runs = {}
     for name in names:
         try:
-            runs[name] = (CASES | CONTROLS)[name]()
+            runs[name] = (CASES | THREADED | CONTROLS)[name]()
             runs[name]()  # compiles, or loads what has been compiled
         except Exception as error:  # whatever an older tree makes of a case that it does not know
             seconds[name] = f"{type(error).__name__}: {error}"
@@ -171,9 +189,10 @@ def measure(names: list[str]) -> dict[str, float | str]:
     gc.disable()
     for _ in range(ROUNDS):  # all cases in turn: an interruption meets one round of several cases
         for name, run in runs.items():
-            began = clock()
+            now = time.perf_counter if name in THREADED else clock
+            began = now()
             run()
-            best[name] = min(best[name], clock() - began)
+            best[name] = min(best[name], now() - began)
     return seconds | best
 
 
@@ -181,7 +200,7 @@ def main() -> None:
     """Check which tree this is, and measure it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("tree", type=Path)
-    parser.add_argument("names", nargs="+", choices=[*CASES, *CONTROLS, FIRST_CALL])
+    parser.add_argument("names", nargs="+", choices=[*CASES, *THREADED, *CONTROLS, FIRST_CALL])
     arguments = parser.parse_args()
     imported = Path(fastbp.__file__).resolve()
     if not imported.is_relative_to(arguments.tree.resolve()):

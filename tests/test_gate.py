@@ -1,14 +1,17 @@
 """The performance gate: what it concludes from made-up times, and that it catches a kernel that is slower indeed."""
 
 import argparse
+import inspect
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import fastbp
 from benchmarks import compare, floors, gate_cases, selftest
 from benchmarks.cases import CASES
 from benchmarks.compare import COLD, IMPORT, MEAN, NO_VERDICT, PASS, SLOWER, WARM, MeasurementError, Tree, Verdict
@@ -16,6 +19,7 @@ from benchmarks.compare import COLD, IMPORT, MEAN, NO_VERDICT, PASS, SLOWER, WAR
 ROOT = Path(__file__).resolve().parents[1]
 STEADY = compare.STEADY.names
 CASE, OTHER = STEADY[:2]
+THREADED = compare.THREADS.names[0]
 CONTROL = compare.CONTROLS.names[0]
 SIDES = ("base", "head")
 
@@ -53,6 +57,8 @@ NOISE = [1.04, 0.96, 1.01, 0.97, 1.05, 0.99, 1.0]
         pytest.param({CONTROL: 1.08}, PASS, [], id="control moved, within the limit"),
         pytest.param({CONTROL: 1.12, CASE: 1.5}, NO_VERDICT, [CASE], id="control and a case slower"),
         pytest.param({COLD: 1.4, WARM: 1.4, IMPORT: 1.4}, PASS, [], id="first calls and import, within the limit"),
+        pytest.param({THREADED: 1.4}, PASS, [], id="threads slower, within the limit"),
+        pytest.param({THREADED: 1.6}, SLOWER, [THREADED], id="threads slower"),
         pytest.param({COLD: 1.6}, SLOWER, [COLD], id="compiling slower"),
         pytest.param({WARM: 1.6, IMPORT: 1.6}, SLOWER, [WARM, IMPORT], id="loading and import slower"),
     ],
@@ -78,16 +84,20 @@ def test_one_pair_of_any_number_may_disagree(ratios, status):
     assert actual.status == status
 
 
-@pytest.mark.parametrize(("side", "status"), [("base", PASS), ("head", NO_VERDICT)])
-def test_missing_case_is_listed_and_head_must_have_all(side, status):
+@pytest.mark.parametrize(
+    ("sides", "status"), [(["base"], PASS), (["head"], NO_VERDICT), (["base", "head"], PASS)], ids=str
+)
+def test_missing_case_is_listed_and_head_must_have_what_base_has(sides, status):
     pairs = made_up({})
     for pair in pairs:
-        pair[side][CASE] = "TypeError: unknown"
+        for side in sides:
+            pair[side][CASE] = "TypeError: unknown"
     actual = compare.judge(pairs, compare.NAMES)
+    missing = "; ".join(f"not on {side}: TypeError: unknown" for side in sides)
 
     assert actual.status == status
-    assert actual.missing == {CASE: f"not on {side}: TypeError: unknown"}
-    assert f"Not compared: {CASE}, not on {side}" in compare.report(actual, 7)
+    assert actual.missing == {CASE: missing}
+    assert f"Not compared: {CASE}, {missing}." in compare.report(actual, 7)
 
 
 def test_missing_in_one_pair_is_missing():
@@ -138,7 +148,7 @@ def test_first_calls_and_import_have_processes_of_their_own():
     measure, asked = recorder({}, {})
     compare.compare(measure, compare.NAMES, 3)
 
-    expected = [STEADY + compare.CONTROLS.names, [COLD], [WARM], [IMPORT]]
+    expected = [STEADY + compare.THREADS.names + compare.CONTROLS.names, [COLD], [WARM], [IMPORT]]
     actual = [asked[process][1] for process in range(0, len(asked), 6)]
 
     assert actual == expected
@@ -196,6 +206,46 @@ def test_case_that_a_tree_cannot_run_is_left_out(strange_tree):
 
     assert actual[CASE] == "TypeError: no batch_size"
     assert 0 < actual[CONTROL] < 10
+
+
+OLD = """
+def train(X, y, *, epochs, seed, hidden, batch_size, shuffle, activation, optimizer, learning_rate):
+    pass
+"""
+
+
+def test_case_for_which_a_tree_has_no_class_or_parameter_is_left_out(tmp_path):
+    (tmp_path / "fastbp").mkdir()
+    (tmp_path / "fastbp" / "__init__.py").write_text(OLD)
+    one_row = "batch 1, width 128, float32"
+    actual = compare.measure(Tree(tmp_path, str(tmp_path)), [one_row, "step, 1 row", THREADED])
+
+    assert actual.pop(one_row) >= 0
+    assert actual == {
+        "step, 1 row": "AttributeError: module 'fastbp' has no attribute 'Network'",
+        THREADED: "TypeError: train() got an unexpected keyword argument 'threads'",
+    }
+
+
+@pytest.mark.parametrize("name", [*gate_cases.CASES, *gate_cases.THREADED, *gate_cases.CONTROLS])
+def test_case_runs_on_this_tree(name):
+    if name in gate_cases.THREADED and "threads" not in inspect.signature(fastbp.train).parameters:
+        pytest.skip("train has no parameter for threads")
+    (gate_cases.CASES | gate_cases.THREADED | gate_cases.CONTROLS)[name]()()
+
+
+def test_only_threads_are_timed_on_the_wall(monkeypatch):
+    def waiting():
+        return lambda: time.sleep(0.001)
+
+    monkeypatch.setattr(gate_cases, "CASES", {"one thread": waiting})
+    monkeypatch.setattr(gate_cases, "THREADED", {"two threads": waiting})
+    monkeypatch.setattr(gate_cases, "clock", lambda: 0.0)
+    monkeypatch.setattr(gate_cases.gc, "disable", lambda: None)
+    actual = gate_cases.measure(["one thread", "two threads"])
+
+    assert actual["one thread"] == 0
+    assert actual["two threads"] >= 0.001
 
 
 def test_first_call_finds_an_empty_cache_or_that_of_the_tree(strange_tree):
