@@ -139,7 +139,8 @@ def test_wide_layers_in_many_chunks_give_the_bits_of_one_thread(by_units, dtype,
 @pytest.mark.parametrize("by_units", [True, False])
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_pieces_of_a_run_give_the_bits_of_the_whole(blocks, by_units, team_of):
-    problem = prepare(CASES[0] | {"sizes": (16, 40, 24, 1), "batch_size": 64, "validation": 170})
+    case = {"sizes": (16, 40, 24, 1), "batch_size": 64, "validation": 170, "dtype": np.float32}
+    problem = prepare(CASES[0] | case)
 
     assert_same_bits(together(team_of(3), *problem, by_units=by_units, blocks=blocks), alone(*problem))
 
