@@ -276,6 +276,7 @@ def test_same_bits_from_all_code(process):
     assert actual == expected
 
 
+@pytest.mark.slow
 def test_same_bits_from_cached_code():
     expected = native()["bits"]
     actual = warm()["bits"]
@@ -303,6 +304,7 @@ RARELY_USED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_plain_training_compiles_no_more_than_it_needs():
     compiled = set(work("versions", FASTBP_CACHE="0")["versions"]["kernels compiled"])
 

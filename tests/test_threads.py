@@ -168,7 +168,7 @@ def test_nothing_is_written_outside_nor_read_before_it_is_written(case):
 # --- who comes late, or never -----------------------------------------------------------------------------------------
 
 
-def problem_of(sizes=(16, 128, 128, 1), batch_size=ROWS, dtype=np.float32, optimizer=SGD(0.01)):  # noqa: B008
+def problem_of(sizes=(16, 128, 128, 1), batch_size=ROWS, dtype=np.float64, optimizer=SGD(0.01)):  # noqa: B008
     network, data = build(sizes, dtype=dtype, rows=ROWS)
     plan = make_plan(network, ROWS, batch_size, optimizer, mean=True)
     return network, plan, panels_of(data, plan), data.ravel()[:0]
