@@ -36,7 +36,7 @@ def network(case: Case) -> Any:
 
 
 def with_backend(backend: str, case: Case) -> Train:
-    """Train by the public function, with its checks.
+    """Train by the public function, with its checks and as many threads as it thinks pay.
 
     The reference walks whole batches, one matrix product for each layer and direction: no program in NumPy alone has
     fewer calls to make for them, and large ones run on as many threads as its BLAS likes. So it stands for NumPy here.
@@ -51,7 +51,7 @@ def with_backend(backend: str, case: Case) -> Train:
     def train(epochs: int) -> float:
         result = fastbp.train(
             X, y, network=first.copy(), optimizer=optimizer, epochs=epochs, batch_size=case.batch_size, shuffle=False,
-            reduction=case.reduction, backend=backend,
+            reduction=case.reduction, backend=backend, threads="auto",
         )  # fmt: skip
         return float(result.loss[-1])
 
@@ -87,9 +87,10 @@ def notebook_trainer(case: Case) -> Train:
 
 
 def fastbp_predictor(case: Case) -> Predict:
-    """Predict by the public method, with its checks."""
+    """Predict by the public method, with its checks; one row alone without "auto", to be taken as it was prepared."""
     X, _ = data(case)
-    return functools.partial(network(case).predict, X)
+    threads = {"threads": "auto"} if len(X) > 1 else {}
+    return functools.partial(network(case).predict, X, **threads)
 
 
 def numpy_predictor(case: Case) -> Predict:

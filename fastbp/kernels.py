@@ -61,6 +61,7 @@ from fastbp.simd import (
     bundle,
     fill,
     flush_subnormals,
+    if_few,
     if_full,
     lane_sum,
     lanes_of,
@@ -116,8 +117,7 @@ def run(plan, memory, data, validation, blocks):
 
 def bind(plan, memory, data, validation):
     """`run` as a function of the blocks alone: its words are made once, and are its attribute `words`."""
-    full = None if plan.lean else True
-    words = memory.scalars.dtype.type(), full, words_of(plan), words_of(memory)
+    words = memory.scalars.dtype.type(), plan.version, words_of(plan), words_of(memory)
 
     def bound(blocks, arrays=(plan, memory)):  # which must outlive the words, their addresses
         return run_words(*words, data, validation, blocks)
@@ -127,12 +127,12 @@ def bind(plan, memory, data, validation):
 
 
 @entry
-def run_words(precision, full, plan, memory, data, validation, blocks):
-    """`run` with the words of plan and memory, any number of the working precision, and None for a lean plan."""
+def run_words(precision, version, plan, memory, data, validation, blocks):
+    """`run` with the words of plan and memory, any number of the working precision, and the version of the plan."""
     before = flush_subnormals()
     status = run_blocks(
-        bundle(Plan, precision, full, plan),
-        bundle(Memory, precision, full, memory),
+        bundle(Plan, precision, version, plan),
+        bundle(Memory, precision, version, memory),
         at(data, 0),
         at(validation, 0),
         blocks,
@@ -200,7 +200,7 @@ def train_block(plan, memory, data, epoch, row, panel):
     if plan.shuffled and row == 0:
         shuffle(plan.rows, plan.seed, epoch, memory.order)
     if count == batch_rows <= plan.few:
-        few_rows(plan, memory, data, epoch, row, panel, count)
+        if_few(plan, None, few_rows, plan, memory, data, epoch, row, panel, count)
         return count
     if plan.shuffled:
         x = memory.data

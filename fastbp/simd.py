@@ -654,8 +654,8 @@ def ticks(typingctx):  # type: ignore[no-untyped-def]
 class Bundle(types.Type):
     """Address of the fields of a NamedTuple, one after the other, each of 8 bytes: numbers, and addresses of arrays."""
 
-    def __init__(self, kind: type, precision: types.Type, full: bool) -> None:
-        self.full = full
+    def __init__(self, kind: type, precision: types.Type, full: bool, few: bool) -> None:
+        self.full, self.few = full, few
         kinds = {
             int: types.int64,
             float: types.float64,
@@ -665,7 +665,7 @@ class Bundle(types.Type):
             NDArray[Any]: types.CPointer(precision),
         }
         self.fields = {name: kinds[hint] for name, hint in get_type_hints(kind).items()}
-        super().__init__(f"Bundle({kind.__name__}, {precision}, {full})")
+        super().__init__(f"Bundle({kind.__name__}, {precision}, {full}, {few})")
 
 
 @register_model(Bundle)
@@ -700,24 +700,36 @@ def _field(context: Any, builder: Any, bundle: Bundle, words: Any, field: str) -
 
 
 @intrinsic
-def bundle(typingctx, kind, precision, full, words):  # type: ignore[no-untyped-def]
+def bundle(typingctx, kind, precision, version, words):  # type: ignore[no-untyped-def]
     """The fields of this kind of NamedTuple at these words, arrays as pointers to numbers of this precision.
 
-    It is full, or lean if `full` is None.
+    The type of the version says what is compiled for it: of None what is lean, of a flag and of a float what is full,
+    of numbers also what batches of few rows need. `Plan.version` is such a value.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return context.make_array(words)(context, builder, arguments[3]).data
 
-    kind_of_bundle = Bundle(kind.instance_class, precision, not isinstance(full, types.NoneType))
-    return kind_of_bundle(kind, precision, full, words), generate
+    full, few = isinstance(version, types.Boolean | types.Float), isinstance(version, types.Integer | types.Float)
+    kind_of_bundle = Bundle(kind.instance_class, precision, full, few)
+    return kind_of_bundle(kind, precision, version, words), generate
 
 
 @intrinsic
 def if_full(typingctx, bundle, otherwise, function, *arguments):  # type: ignore[no-untyped-def]
     """function(*arguments), but for a lean bundle `otherwise`: the function is then not even compiled."""
+    return _if(bundle.full, typingctx, bundle, otherwise, function, arguments)
+
+
+@intrinsic
+def if_few(typingctx, bundle, otherwise, function, *arguments):  # type: ignore[no-untyped-def]
+    """function(*arguments), but for a bundle that has no batch of few rows `otherwise`, as `if_full`."""
+    return _if(bundle.few, typingctx, bundle, otherwise, function, arguments)
+
+
+def _if(known: bool, typingctx: Any, bundle: Any, otherwise: Any, function: Any, arguments: Any) -> Any:
     rest = types.StarArgTuple(arguments)
-    if not bundle.full:
+    if not known:
         return otherwise(bundle, otherwise, function, rest), lambda *generation: generation[3][1]
     call = function.get_call_type(typingctx, [types.unliteral(kind) for kind in arguments], {})
 

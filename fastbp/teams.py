@@ -42,6 +42,7 @@ from fastbp.simd import (
     core,
     flush_subnormals,
     give_way,
+    if_few,
     if_full,
     lanes_of,
     nap,
@@ -103,11 +104,11 @@ LINGER = 2**11 + 2  # looks, some 300 us, until a helper that nobody wants retur
 
 
 @entry
-def team_words(precision, full, plan, memory, share, data, validation, blocks, helper):
+def team_words(precision, version, plan, memory, share, data, validation, blocks, helper):
     """`run_words` by a team: as its leader for helper 0, else as one of its helpers, until there is no more to do."""
     before = flush_subnormals()
-    plan, memory = bundle(Plan, precision, full, plan), bundle(Memory, precision, full, memory)
-    share, data, validation = bundle(Share, precision, full, share), at(data, 0), at(validation, 0)
+    plan, memory = bundle(Plan, precision, version, plan), bundle(Memory, precision, version, memory)
+    share, data, validation = bundle(Share, precision, version, share), at(data, 0), at(validation, 0)
     status = FINISHED
     if helper > 0:
         help_out(plan, memory, share, data, validation, helper)
@@ -253,7 +254,7 @@ def share_training(plan, memory, share, data, validation, epoch, row, panel):
     if plan.shuffled and row == 0:
         shuffle(plan.rows, plan.seed, epoch, memory.order)
     if count == batch_rows <= plan.few:
-        few_rows(plan, memory, data, epoch, row, panel, count)
+        if_few(plan, None, few_rows, plan, memory, data, epoch, row, panel, count)
         return count
     if share.by_units:
         if plan.shuffled:

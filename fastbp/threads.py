@@ -144,8 +144,8 @@ class Work:
     def __init__(self, plan: Plan, memory: Memory, share: Share, data: Array, validation: Array) -> None:
         self.arrays = plan, memory, share  # which must outlive the words, their addresses
         self.control = share.control
-        precision, full = memory.scalars.dtype.type(), None if plan.lean else True
-        self.words = precision, full, words_of(plan), words_of(memory), words_of(share), data, validation
+        precision, version = memory.scalars.dtype.type(), plan.version
+        self.words = precision, version, words_of(plan), words_of(memory), words_of(share), data, validation
 
 
 # --- how they come and go ---------------------------------------------------------------------------------------------

@@ -139,6 +139,15 @@ class Plan(NamedTuple):
         return usual and not rest
 
     @property
+    def version(self) -> bool | int | float | None:
+        """The version of the kernels that walks it, by the type of this value, as `bundle` reads it.
+
+        What somebody does not use, his first call does not wait for: what is full, and batches of few rows.
+        """
+        few = self.few > 0
+        return (1 if few else None) if self.lean else (1.0 if few else True)
+
+    @property
     def blocks_per_epoch(self) -> int:
         """Blocks in which the batches of one epoch are walked, and then the rows for validation."""
         full, rest = divmod(self.rows, self.batch_size)

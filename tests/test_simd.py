@@ -37,6 +37,7 @@ from fastbp.simd import (
     fill,
     flush_subnormals,
     give_way,
+    if_few,
     if_full,
     lane_sum,
     lanes_of,
@@ -741,6 +742,28 @@ def test_bundle_gives_the_fields_of_a_plan_and_a_memory(dtype):
 @njit
 def twice(x):
     return x + x
+
+
+def test_version_says_which_functions_are_compiled():
+    """By the type of its value: `Plan.version`."""
+    plan = make_plan(Network((4, 16, 1)), 1, 1)
+    versions = [
+        replaced.version for replaced in (
+            plan._replace(few=0), plan, plan._replace(few=0, clip_norm=1.0), plan._replace(clip_norm=1.0),
+        )
+    ]  # fmt: skip
+    counted = []
+    for version in versions:
+
+        @njit
+        def which(x, version, plan):
+            fields = bundle(Plan, 0.0, version, plan)
+            return if_full(fields, 0, twice, x), if_few(fields, 0, twice, x)
+
+        counted.append(which(1, version, np.zeros(len(Plan._fields), np.int64)))
+
+    assert versions == [None, 1, True, 1.0]
+    assert counted == [(0, 0), (0, 2), (2, 0), (2, 2)]
 
 
 def test_function_is_left_out_of_a_lean_bundle():

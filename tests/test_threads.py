@@ -284,7 +284,7 @@ class TestNoThreadIsLeft:
 
     def test_after_divergence(self):
         with threads.Team(3) as team:
-            status, _ = together(team, *problem_of(optimizer=SGD(1e30)))
+            status, _ = together(team, *problem_of(optimizer=SGD(1e300)))
 
         assert status == kernels.DIVERGED
 
