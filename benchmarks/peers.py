@@ -87,10 +87,9 @@ def notebook_trainer(case: Case) -> Train:
 
 
 def fastbp_predictor(case: Case) -> Predict:
-    """Predict by the public method, with its checks; one row alone without "auto", to be taken as it was prepared."""
+    """Predict by the public method, with its checks and as many threads as it thinks pay."""
     X, _ = data(case)
-    threads = {"threads": "auto"} if len(X) > 1 else {}
-    return functools.partial(network(case).predict, X, **threads)
+    return functools.partial(network(case).predict, X, threads="auto")
 
 
 def numpy_predictor(case: Case) -> Predict:

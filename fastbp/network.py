@@ -494,7 +494,8 @@ class Network:
         >>> Network((2, 1), init="zeros").predict([[1.0, 2.0]])
         array([[0.]])
         """
-        alone = type(threads) is int and threads == 1
+        # Few rows are prepared, and for them "auto" is one thread.
+        alone = (type(threads) is int and threads == 1) or (type(threads) is str and threads == "auto")
         if alone and type(X) is np.ndarray and backend is COMPILED:  # not ==, which a stranger's class may answer
             # Taken out while it is in use: two threads may predict at once.
             prepared = self._prepared.pop((X.shape, X.dtype), None)
