@@ -1306,7 +1306,9 @@ def test_run_equals_its_twin(case):
 
 @pytest.mark.usefixtures("all_few")
 @pytest.mark.parametrize(
-    "case", [*FEW_CASES[::2], *(pytest.param(case, marks=pytest.mark.slow) for case in FEW_CASES[1::2])], ids=label
+    "case",
+    [pytest.param(case, marks=[] if i % 4 == 0 else pytest.mark.slow) for i, case in enumerate(FEW_CASES)],
+    ids=label,
 )
 def test_run_of_few_rows_equals_its_twin_and_that_of_panels(case):
     network, plan, data, validation = prepare(case)

@@ -53,6 +53,8 @@ AXES = {
     "patience": [-1, 1],
 }
 CASES = [dict(zip(AXES, row, strict=True)) for row in pairwise(0, *AXES.values())]
+LEAN = {"activation": 3, "loss": "squared_error", "dropout": 0, "clip_norm": 0.0, "schedule": None, "validation": 0}
+LEAN |= {"optimizer": Adam(0.01, epsilon=0.01), "dtype": np.float64, "patience": -1}
 
 
 def prepare(case):
@@ -109,15 +111,15 @@ def assert_same_bits(actual, expected):
 
 
 def compiled(case):
-    """The case; slow if it is neither lean in float64 nor full in float32: each version compiles for ten seconds."""
-    slow = prepare(case)[1].lean == (case["dtype"] is np.float32)
+    """The case; slow if it is not lean in float64: each other version compiles for ten seconds."""
+    slow = not prepare(case)[1].lean or case["dtype"] is np.float32
     return pytest.param(case, marks=pytest.mark.slow if slow else [], id=label(case))
 
 
 BY_VERSION = [np.float64, pytest.param(np.float32, marks=pytest.mark.slow)]  # of what is lean
 
 
-@pytest.mark.parametrize("case", [compiled(case) for case in CASES])
+@pytest.mark.parametrize("case", [compiled(case) for case in [*CASES, *(case | LEAN for case in CASES[::3])]])
 def test_any_number_of_threads_gives_the_bits_of_one(case, team_of):
     problem = prepare(case)
     expected = alone(*problem)
@@ -139,8 +141,7 @@ def test_wide_layers_in_many_chunks_give_the_bits_of_one_thread(by_units, dtype,
 @pytest.mark.parametrize("by_units", [True, False])
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_pieces_of_a_run_give_the_bits_of_the_whole(blocks, by_units, team_of):
-    case = {"sizes": (16, 40, 24, 1), "batch_size": 64, "validation": 170, "dtype": np.float32}
-    problem = prepare(CASES[0] | case)
+    problem = prepare(CASES[0] | LEAN | {"sizes": (16, 40, 24, 1), "batch_size": 64})
 
     assert_same_bits(together(team_of(3), *problem, by_units=by_units, blocks=blocks), alone(*problem))
 
@@ -455,7 +456,7 @@ def doors_task(dtype="float64"):
     [
         ({}, np.float64),
         ({"batch_size": 5}, np.float64),
-        ({"validation": 0.2, "patience": 1, "dropout": 0.2}, np.float32),
+        pytest.param({"validation": 0.2, "patience": 1, "dropout": 0.2}, np.float32, marks=pytest.mark.slow),
     ],
     ids=str,
 )
