@@ -44,6 +44,7 @@ Array = NDArray[Any]
 
 FOREVER = 2**31 - 1  # more epochs than anyone trains
 SMALL = 2**16  # numbers that are looked at here instead of by scikit-learn: of more it is not slower
+WITHOUT_EFFECT = ("random_state", "validation")  # on a `partial_fit` that goes on; the latter holds arrays
 UNCHANGING = {str, int, float, bool, type(None), tuple, *choices.OPTIMIZERS.values(), *choices.SCHEDULES.values()}
 
 # What `train` calls the parameters that scikit-learn has another name for; objects name their own numbers.
@@ -339,7 +340,7 @@ class _Perceptron(BaseEstimator):
 
     def _told(self) -> tuple[Any, ...] | None:
         """Return the parameters that count in `partial_fit`; None if some of them might change unnoticed, or speak."""
-        values = tuple(getattr(self, name) for name in self.__dataclass_fields__ if name != "random_state")
+        values = tuple(getattr(self, name) for name in self.__dataclass_fields__ if name not in WITHOUT_EFFECT)
         kinds = tuple(map(type, values))
         silent = self.callback is None and self.verbose is False
         return (values, kinds) if silent and UNCHANGING.issuperset(kinds) else None

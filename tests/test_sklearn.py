@@ -1571,6 +1571,15 @@ def test_changed_parameter_is_checked_between_steps(changed, error):
         regressor.set_params(**changed).partial_fit(X, y)
 
 
+def test_other_rows_for_validation_between_steps_change_nothing():
+    expected, X, y = opened(validation=(features(), features()[:, 0]))
+    actual, _, _ = opened(validation=(features(), features()[:, 0]))
+    expected.partial_fit(X, y)
+    actual.set_params(validation=(2 * features(), features()[:, 1])).partial_fit(X, y)
+
+    assert parameters(actual).tobytes() == parameters(expected).tobytes()
+
+
 def test_list_that_is_written_to_between_steps_is_noticed():
     regressor = MLPRegressor(**SHORT | {"hidden_layer_sizes": (units := [7, 5])})
     X = features()[:2]
