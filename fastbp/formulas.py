@@ -71,6 +71,7 @@ from fastbp.simd import (
     multiply_add,
     random_bits,
     sigmoid,
+    sqrt,
     store,
     tanh,
     where_less,
@@ -81,7 +82,6 @@ from fastbp.workspace import (
     CORRECTED_RATE,
     ERROR,
     LOSS,
-    MISFIT,
     POWER1,
     POWER2,
     RATE,
@@ -198,18 +198,25 @@ def of_logits(kind):
 
 @inlined
 def output(plan, a, y, weight, O, S, delta, totals):
-    """Prediction, delta and loss of a panel from the logits in a (O, S);  writes as the two below."""
-    if plan.loss == CROSS_ENTROPY:
-        cross_entropy(a, y, weight, O, S, delta, totals)
-    else:
-        elementwise(plan, a, y, weight, O, S, delta, totals)
+    """Prediction, delta and loss of a panel as `loss_and_delta`;  adds loss and |p - y| to totals."""
+    loss, error = loss_and_delta(plan, a, y, weight, O, S, delta)
+    totals[LOSS] += lane_sum(loss)
+    totals[ERROR] += lane_sum(error)
 
 
 @inlined
-def elementwise(plan, a, y, weight, O, S, delta, totals):
+def loss_and_delta(plan, a, y, weight, O, S, delta):
+    """Prediction, delta and loss of a panel from the logits in a (O, S);  writes and returns as the two below."""
+    if plan.loss == CROSS_ENTROPY:
+        return cross_entropy(a, y, weight, O, S, delta)
+    return elementwise(plan, a, y, weight, O, S, delta)
+
+
+@inlined
+def elementwise(plan, a, y, weight, O, S, delta):
     """loss = sum_o loss_of(p_o, y_o), delta_o = loss_slope(p_o, y_o) f'(z_o), p = f(z).
 
-    a (O, S) holds z, y (O, S), weight (S,);  writes p into a, delta (O, S), adds loss and |p - y| to totals.
+    a (O, S) holds z, y (O, S), weight (S,);  writes p into a, and delta (O, S), returns loss and |p - y| lane by lane.
     """
     V, loss, d, kind = lanes_of(a), plan.loss, plan.huber_delta, plan.kinds[plan.layers - 1]
     total, error = zeros(1, 1, a), zeros(1, 1, a)
@@ -226,8 +233,7 @@ def elementwise(plan, a, y, weight, O, S, delta, totals):
             if loss not in (BINARY_CROSS_ENTROPY, POISSON):
                 delta_q = times_slope(plan, kind, loss_slope(loss, residual, d) * share, z if of_logits(kind) else p)
             store(at(delta, q), 0, delta_q)
-    totals[LOSS] += lane_sum(total)
-    totals[ERROR] += lane_sum(error)
+    return total, error
 
 
 @inlined
@@ -266,10 +272,10 @@ def loss_slope(loss, residual, d):
 
 
 @kernel
-def cross_entropy(a, y, weight, O, S, delta, totals):
+def cross_entropy(a, y, weight, O, S, delta):
     """loss = sum_o y_o (log sum_k exp(z_k) - z_o), delta_o = p_o - y_o, p = softmax(z); the y of a sample sum to 1.
 
-    a (O, S) holds z, y (O, S), weight (S,);  writes p into a, delta (O, S), adds loss and |p - y| to totals.
+    a (O, S) holds z, y (O, S), weight (S,);  writes p into a, and delta (O, S), returns loss and |p - y| lane by lane.
     """
     V = lanes_of(a)
     loss, error = zeros(1, 1, a), zeros(1, 1, a)
@@ -285,8 +291,7 @@ def cross_entropy(a, y, weight, O, S, delta, totals):
             weighted = (load(1, 1, at(a, q), 0) - load(1, 1, at(y, q), 0)) * share
             error = error + absolute(weighted)
             store(at(delta, q), 0, weighted)
-    totals[LOSS] += lane_sum(loss)
-    totals[ERROR] += lane_sum(error)
+    return loss, error
 
 
 @kernel
@@ -313,11 +318,11 @@ def softmax(top, z, O, S):
 
 
 @kernel
-def misfit(loss, p, y, weight, spread, O, S, totals):
+def misfit(loss, p, y, weight, spread, O, S):
     """What of a panel is not predicted: samples of which a class is wrong, or squared residuals.
 
     Wrong is a likeliest class that is not the sample's, and any of several binary outputs. The residuals of each output
-    are multiplied by its spread.  p, y (O, S), weight (S,), spread (O,);  adds to totals.
+    are multiplied by its spread.  p, y (O, S), weight (S,), spread (O,);  returns them lane by lane.
     """
     V = lanes_of(p)
     total = zeros(1, 1, p)
@@ -341,7 +346,7 @@ def misfit(loss, p, y, weight, spread, O, S, totals):
                     residual = spread[o] * (p_o - y_o)
                     wrong = multiply_add(residual, residual, wrong)
         total = multiply_add(wrong, load(1, 1, at(weight, v), 0), total)
-    totals[MISFIT] += lane_sum(total)
+    return total
 
 
 # --- optimisers -------------------------------------------------------------------------------------------------------
@@ -407,73 +412,105 @@ def update(plan, memory, first, n):
 
 @kernel
 def plain_sgd(P, w, g, scale, rate):
-    """w -= rate g, g scaled;  writes w, and zeros into g. All (P,)."""
+    """`plain_sgd_of` for each parameter;  writes w, and zeros into g. All (P,)."""
     for q in range(P):
-        w[q] -= rate * (scale * g[q])
+        w[q] = plain_sgd_of(w[q], g[q], scale, rate)
         g[q] = 0
+
+
+@inlined
+def plain_sgd_of(w, g, scale, rate):
+    """w -= rate g, g scaled; numbers or tiles, as in the other formulas;  returns w."""
+    return w - rate * (scale * g)
 
 
 @kernel
 def momentum_sgd(P, w, g, velocity, scale, rate, momentum, nesterov):
+    """`momentum_sgd_of` for each parameter;  writes w, velocity, and zeros into g. All (P,)."""
+    for q in range(P):
+        w[q], velocity[q] = momentum_sgd_of(w[q], g[q], velocity[q], scale, rate, momentum, nesterov)
+        g[q] = 0
+
+
+@inlined
+def momentum_sgd_of(w, g, velocity, scale, rate, momentum, nesterov):
     """velocity = momentum velocity + rate g; w -= velocity, or rate g + momentum velocity with Nesterov.
 
-    Sutskever et al. 2013, equations 1 to 4.  Writes w, velocity, and zeros into g. All (P,).
+    Sutskever et al. 2013, equations 1 to 4.  Returns w and velocity.
     """
-    for q in range(P):
-        step_q = rate * (scale * g[q])
-        velocity[q] = momentum * velocity[q] + step_q
-        w[q] -= step_q + momentum * velocity[q] if nesterov else velocity[q]
-        g[q] = 0
+    step = rate * (scale * g)
+    velocity = momentum * velocity + step
+    return w - (step + momentum * velocity if nesterov else velocity), velocity
 
 
 @kernel
 def adam(P, w, g, first, second, scale, rate, beta1, beta2, rest1, rest2, epsilon):
-    """w -= rate first / (sqrt(second) + epsilon), with rate and epsilon as `step` corrects them.
+    """`adam_of` for each parameter;  writes w, first, second, and zeros into g. All (P,)."""
+    for q in range(P):
+        w[q], first[q], second[q] = adam_of(
+            w[q], g[q], first[q], second[q], scale, rate, beta1, beta2, rest1, rest2, epsilon
+        )
+        g[q] = 0
+
+
+@inlined
+def adam_of(w, g, first, second, scale, rate, beta1, beta2, rest1, rest2, epsilon):
+    """w -= rate first / (sqrt(second) + epsilon), with rate and epsilon as `begin_step` corrects them.
 
     first = beta1 first + (1 - beta1) g and second = beta2 second + (1 - beta2) g^2: Kingma and Ba 2015, section 2.
-    rest1 and rest2 are 1 - beta1 and 1 - beta2.  Writes w, first, second, and zeros into g. All (P,).
+    rest1 and rest2 are 1 - beta1 and 1 - beta2.  Returns w, first and second.
     """
-    for q in range(P):
-        g_q = scale * g[q]
-        first[q] = beta1 * first[q] + rest1 * g_q
-        second[q] = beta2 * second[q] + rest2 * (g_q * g_q)
-        w[q] -= rate * first[q] / (np.sqrt(second[q]) + epsilon)
-        g[q] = 0
+    g = scale * g
+    first = beta1 * first + rest1 * g
+    second = beta2 * second + rest2 * (g * g)
+    return w - rate * first / (sqrt(second) + epsilon), first, second
 
 
 @kernel
 def rmsprop(P, w, g, second, scale, rate, beta, rest, epsilon):
+    """`rmsprop_of` for each parameter;  writes w, second, and zeros into g. All (P,)."""
+    for q in range(P):
+        w[q], second[q] = rmsprop_of(w[q], g[q], second[q], scale, rate, beta, rest, epsilon)
+        g[q] = 0
+
+
+@inlined
+def rmsprop_of(w, g, second, scale, rate, beta, rest, epsilon):
     """second = beta second + (1 - beta) g^2; w -= rate g / (sqrt(second) + epsilon): Tieleman and Hinton 2012.
 
-    rest is 1 - beta.  Writes w, second, and zeros into g. All (P,).
+    rest is 1 - beta.  Returns w and second.
     """
-    for q in range(P):
-        g_q = scale * g[q]
-        second[q] = beta * second[q] + rest * (g_q * g_q)
-        w[q] -= rate * g_q / (np.sqrt(second[q]) + epsilon)
-        g[q] = 0
+    g = scale * g
+    second = beta * second + rest * (g * g)
+    return w - rate * g / (sqrt(second) + epsilon), second
 
 
 @kernel
 def irprop(P, w, g, last, steps, increase, decrease, smallest, largest):
+    """`irprop_of` for each parameter;  writes w, last (the g before), steps, and zeros into g. All (P,)."""
+    for q in range(P):
+        w[q], last[q], steps[q] = irprop_of(w[q], g[q], last[q], steps[q], increase, decrease, smallest, largest)
+        g[q] = 0
+
+
+@inlined
+def irprop_of(w, g, last, step, increase, decrease, smallest, largest):
     """w -= sign(g) step, where the step has grown if g kept its sign, and shrunk if not, and then g counts as 0.
 
-    iRprop-: Igel and Huesken 2003, section 2.2.  Writes w, last (the g before), steps, and zeros into g. All (P,).
+    iRprop-: Igel and Huesken 2003, section 2.2.  Returns w, g and step.
     """
-    for q in range(P):
-        g_q, step_q = g[q], steps[q]
-        if (g_q > 0 and last[q] > 0) or (g_q < 0 and last[q] < 0):
-            step_q = step_q * increase if step_q * increase < largest else largest
-        elif (g_q > 0 and last[q] < 0) or (g_q < 0 and last[q] > 0):
-            step_q = step_q * decrease if step_q * decrease > smallest else smallest
-            g_q = g_q * 0
-        if g_q > 0:
-            w[q] -= step_q
-        elif g_q < 0:
-            w[q] += step_q
-        last[q] = g_q
-        steps[q] = step_q
-        g[q] = 0
+    turn = sign(g) * sign(last)
+    longer, shorter = step * increase, step * decrease
+    longer, shorter = where_less(longer, largest, longer, largest), where_less(smallest, shorter, shorter, smallest)
+    step = where_less(0.0, turn, longer, where_less(turn, 0.0, shorter, step))
+    g = where_less(turn, 0.0, g * 0.0, g)
+    return w - sign(g) * step, g, step
+
+
+@inlined
+def sign(x):
+    """1 above 0, -1 below, else 0."""
+    return where_less(0.0, x, 1.0, where_less(x, 0.0, -1.0, 0.0))
 
 
 @kernel

@@ -237,7 +237,8 @@ def validate_block(plan, memory, validation, row, panel):
     output_layer(plan, memory, x, F, begin, panels, totals, begin)
     for p in range(panels):
         y = at(x, (p * F + I) * S)
-        misfit(plan.loss, at(a, top + p * O * S), y, at(y, O * S), plan.spread, O, S, totals)
+        p_p = at(a, top + p * O * S)
+        totals[MISFIT] += lane_sum(misfit(plan.loss, p_p, y, at(y, O * S), plan.spread, O, S))
     totals[WEIGHT] = weight_of(x, F, S, panels, totals[WEIGHT])
     return count
 

@@ -92,13 +92,18 @@ def _tile(pointer: Any, rows: Any, vectors: Any) -> Tile:
 
 
 class Lanes:
-    """A vector while code is generated: `a * b` emits the multiplication. Python numbers stand for constants."""
+    """A vector, or a number, while code is generated: `a * b` emits the multiplication.
+
+    Python numbers stand for constants.
+    """
 
     def __init__(self, builder: Any, value: Any) -> None:
         self.builder, self.value, self.type = builder, value, value.type
 
     def constant(self, number: float) -> Any:
-        """The number in every lane."""
+        """The number, in every lane."""
+        if not isinstance(self.type, ir.VectorType):
+            return ir.Constant(self.type, float(number))
         return ir.Constant(self.type, [ir.Constant(self.type.element, number)] * self.type.count)
 
     def _emit(self, instruction: str, *operands: Any) -> Lanes:
@@ -397,14 +402,22 @@ def _elementwise(function: Callable[..., Lanes], context: Any, builder: Any, sig
     return result
 
 
+def _on_numbers(function: Callable[..., Lanes], context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """Generate `function` for numbers of one kind, where it needs none of what vectors alone have."""
+    wanted = signature.return_type
+    values = [context.cast(builder, x, kind, wanted) for x, kind in zip(arguments, signature.args, strict=True)]
+    return function(*(Lanes(builder, x) for x in values)).value
+
+
 def _intrinsic(function: Callable[..., Lanes]) -> Any:
-    """The function as an intrinsic: it takes tiles and scalars, at least one tile."""
+    """The function as an intrinsic of tiles and numbers; of numbers alone, if it can be, it makes a number."""
     arity = function.__code__.co_argcount
 
     def define(*operands: Any) -> Any:
         tiles = [x for x in operands if isinstance(x, Tile)]
         if not tiles:
-            return None
+            kind = max((x for x in operands if isinstance(x, types.Float)), key=lambda x: x.bitwidth)
+            return kind(*operands), lambda *generation: _on_numbers(function, *generation)
         tile = max(tiles, key=lambda x: x.rows)
         return tile(*operands), lambda *generation: _elementwise(function, *generation)
 
@@ -429,6 +442,15 @@ where_less = _intrinsic(Lanes.less)
 def absolute(x: Lanes) -> Lanes:
     """|x|."""
     return -_minus_absolute(x)
+
+
+@_intrinsic
+def sqrt(x: Lanes) -> Lanes:
+    """The square root of x."""
+    kind = f"v{x.type.count}" if isinstance(x.type, ir.VectorType) else ""
+    element = x.type.element if kind else x.type
+    name = f"llvm.sqrt.{kind}f{32 if isinstance(element, ir.FloatType) else 64}"
+    return Lanes(x.builder, _call(x.builder, name, x.type, x.value))
 
 
 def _operator(symbol: Callable[..., Any]) -> None:

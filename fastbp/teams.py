@@ -44,6 +44,7 @@ from fastbp.simd import (
     give_way,
     if_few,
     if_full,
+    lane_sum,
     lanes_of,
     nap,
     pause,
@@ -367,9 +368,8 @@ def check_panels(plan, memory, share, x, F, panels, row, chunk):
     top = plan.tops[plan.layers - 1] * plan.block * S
     for p in range(begin, end):
         y = at(x, (p * F + I) * S)
-        misfit(
-            plan.loss, at(a, top + p * O * S), y, at(y, O * S), plan.spread, O, S, at(share.figures, p * FIGURES_PLACES)
-        )
+        p_p, figures = at(a, top + p * O * S), at(share.figures, p * FIGURES_PLACES)
+        figures[MISFIT] += lane_sum(misfit(plan.loss, p_p, y, at(y, O * S), plan.spread, O, S))
 
 
 @kernel

@@ -29,7 +29,7 @@ from fastbp.choices import (
 )
 from fastbp.jit import entry
 from fastbp.network import Network
-from fastbp.simd import at, bundle, lanes_of, load, store
+from fastbp.simd import at, bundle, lane_sum, lanes_of, load, store
 from fastbp.workspace import (
     ERROR,
     LOSS,
@@ -199,7 +199,7 @@ def dropout(rate, key, n, first, a, outputs, S):
 
 @entry
 def misfit(loss, p, y, weight, spread, outputs, S, totals):
-    formulas.misfit(loss, at(p, 0), at(y, 0), at(weight, 0), at(spread, 0), outputs, S, at(totals, 0))
+    totals[MISFIT] += lane_sum(formulas.misfit(loss, at(p, 0), at(y, 0), at(weight, 0), at(spread, 0), outputs, S))
 
 
 @entry

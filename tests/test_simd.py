@@ -355,12 +355,14 @@ EXPRESSIONS = [
     "3 - x",
     "x * y + z",  # rounded twice: nothing is fused that is not written so
     "absolute(x)",
+    "sqrt(x)",
     "where_less(x, y, z, w)",
     "where_less(x, s, 0.0, y)",
     "where_less(0.5, x, y, s)",
 ]
 TWINS = {
     "absolute": np.abs,
+    "sqrt": np.sqrt,
     "where_less": lambda x, y, yes, no: np.where(x < y, yes, no),
 }
 
