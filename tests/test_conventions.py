@@ -61,10 +61,13 @@ KERNELS = ["products", "formulas", "rows", "kernels", "teams"]
 WITHOUT_NUMBA = ["version", "errors", "scalars", "choices", "checks", "checkpoint", "network", "reference"]
 
 # Public kernels that have no twin in the reference, each with its reason.
+FORMULA = "the formula of a loop that has a twin, or of several"
 TILE = "a part of the kernel that calls it: which sums share registers"
 LAYOUT = "panels and pointers, which matrices do not need"
 ROWS = "the same once more for a batch of few rows: compared with the twin of the panels' kernel"
 ONLY_COMPILED = {
+    **dict.fromkeys(("loss_and_delta", "sign", "plain_sgd_of", "momentum_sgd_of", "adam_of", "rmsprop_of"), FORMULA),
+    "irprop_of": FORMULA,
     "product_tile": TILE,
     "product_rows": TILE,
     "product_in_slabs": "`product` for all panels of a block: compared with it",
