@@ -318,7 +318,7 @@ def test_path_may_be_relative(tmp_path, monkeypatch):
     assert same(Network.load("file"), network())
 
 
-@pytest.mark.parametrize("path", [None, 3, b"file", 1.5, ["file"], io.BytesIO()], ids=repr)
+@pytest.mark.parametrize("path", [None, 3, b"file", 1.5, ["file"], io.BytesIO()], ids=lambda path: type(path).__name__)
 def test_path_of_another_type_is_refused(path):
     with pytest.raises(ParameterTypeError, match=r"^'path' must be a str or os\.PathLike, got "):
         network().save(path)

@@ -238,7 +238,7 @@ def test_short_training_of_several_batches_is_not_that_of_other_rows(hidden, bat
         {"validation": 0.5},
         {"epochs": 5000},
     ],
-    ids=str,
+    ids="-".join,
 )
 def test_training_that_is_unlike_others_leaves_nothing(settings):
     trainer._idle.clear()
