@@ -1,4 +1,4 @@
-"""What all tests share: a fresh cache of compiled code, a seeded generator, and no hurry."""
+"""What all tests share: a fresh cache of compiled code, all cores, a seeded generator, and no hurry."""
 
 import atexit
 import os
@@ -14,9 +14,16 @@ from helpers import machine
 from hypothesis import HealthCheck, settings
 
 # Numba reads the variable when it is imported, so it is set here, before any test module is; processes started by
-# tests inherit it. A fresh directory, because no test may pass or fail on code compiled from an older source.
-os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="fastbp-tests-")
-atexit.register(shutil.rmtree, os.environ["NUMBA_CACHE_DIR"], ignore_errors=True)
+# tests inherit it, and so do the workers that share a run. A fresh directory, because no test may pass or fail on code
+# compiled from an older source.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="fastbp-tests-")
+    atexit.register(shutil.rmtree, os.environ["NUMBA_CACHE_DIR"], ignore_errors=True)
+
+# Files that begin first. What `warmup` compiles in the tests of the program, all others load; meanwhile other workers
+# are busy with code that is compiled for a test alone. Then what takes longest, so that all end together.
+FIRST = ("cli", "jit", "simd", "generated_code", "threads", "kernels", "train", "checks", "sklearn", "benchmarks")
+MOST_WORKERS = 4  # each holds up to 0.8 GB
 
 # The same examples in every run, and no verdict of a clock on any of them.
 settings.register_profile(
@@ -30,9 +37,27 @@ def pytest_report_header() -> str:
     return f"machine: {machine()}"
 
 
+@pytest.hookimpl(tryfirst=True)  # before that of pytest-xdist, which acts on what is set here
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Share out the files of the whole suite to as many workers as there are cores.
+
+    A part of it, what a clock decides and a debugger have the one process, as has everything with `-n 0`.
+    """
+    option, worker = config.option, hasattr(config, "workerinput")
+    whole = config.args_source is config.ArgsSource.TESTPATHS and not option.keyword
+    timeless = not option.benchmark_only and ("not timed" in option.markexpr or option.markexpr == "slow")
+    free = not (worker or option.usepdb or option.trace) and getattr(option, "numprocesses", 0) is None
+    if whole and timeless and free:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        option.numprocesses = min(cores, MOST_WORKERS)
+        option.dist = "loadfile"
+        option.loadscopereorder = False  # the order of files is that of FIRST, not of their numbers of tests
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests of the command `warmup`: what it compiles is loaded by all others."""
-    items.sort(key=lambda item: item.path.name != "test_cli.py")
+    """Begin with the files of FIRST."""
+    ranks = {f"test_{name}.py": rank for rank, name in enumerate(FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 @pytest.fixture

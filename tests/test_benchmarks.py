@@ -237,7 +237,8 @@ def test_library_without_peers_is_measured(measured: Callable[[Machine], turns.M
 def pytest_process(*arguments: str) -> list[str]:
     """The lines that pytest prints."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}  # no worker
+    done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, check=False)
     assert not done.stderr
     return done.stdout.splitlines()
 
