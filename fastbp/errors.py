@@ -30,8 +30,12 @@ class DataError(FastbpError, ValueError):
     """X, y or another array has the wrong shape, dtype or values."""
 
 
-class ResourceError(FastbpError, MemoryError):
+class ResourceError(MemoryError, FastbpError):
     """The request needs more memory than the machine has."""
+
+    # MemoryError comes first, since Python lets nobody else make its instances: tools that pickle errors in their own
+    # way would fail.
+    __init__ = FastbpError.__init__
 
 
 class CheckpointError(FastbpError, ValueError):
