@@ -50,10 +50,23 @@ def checked(
         if settings.watch == "score":
             raise checks.ParameterError("must be 'loss' where there is no 'validation', got 'score'", "watch")
         return Data(X, y, weights, None, 0)
-    size = max(1, round(settings.validation * len(X)))
-    if size >= len(X):
-        raise checks.ParameterError(f"must leave rows to train on, got {settings.validation} of {len(X)}", "validation")
-    return Data(X, y, weights, None, size)
+    return Data(X, y, weights, None, share(settings.validation, len(X)))
+
+
+def share(validation: float, n: int) -> int:
+    """Return how many of n rows a share for validation is."""
+    size = max(1, round(validation * n))
+    if size >= n:
+        raise checks.ParameterError(f"must leave rows to train on, got {validation} of {n}", "validation")
+    return size
+
+
+def chosen(seed: int, n: int, held: int) -> NDArray[np.bool_]:
+    """Draw so many of n rows for validation."""
+    order = np.random.RandomState(seed).permutation(n)  # a frozen stream
+    mask = np.zeros(n, bool)
+    mask[order[:held]] = True
+    return mask
 
 
 def split(settings: Settings, loss: str, data: Data) -> tuple[Array, Array | None, tuple[float, ...]]:
@@ -63,11 +76,8 @@ def split(settings: Settings, loss: str, data: Data) -> tuple[Array, Array | Non
     if data.validation is not None:
         rows, held = rows_of(X, y, weights), rows_of(*data.validation)
     elif data.held:
-        order = np.random.RandomState(settings.seed).permutation(len(X))  # a frozen stream
-        chosen = np.zeros(len(X), bool)
-        chosen[order[: data.held]] = True
-        del order
-        held, rows = (rows_of(X, y, weights, np.flatnonzero(part)) for part in (chosen, ~chosen))
+        mask = chosen(settings.seed, len(X), data.held)
+        held, rows = (rows_of(X, y, weights, np.flatnonzero(part)) for part in (mask, ~mask))
         if not (held[:, -1].any() and rows[:, -1].any()):
             raise checks.DataError(
                 "must have a value above 0 among both parts of a 'validation' split", "sample_weight"
@@ -77,8 +87,13 @@ def split(settings: Settings, loss: str, data: Data) -> tuple[Array, Array | Non
     if settings.class_weight is not None:
         given = None if weights is None else rows[:, -1]
         rows[:, -1] = checks.class_weights(settings.class_weight, loss, rows[:, inputs:-1], given)
-    if held is None or loss in CLASSIFYING:
-        return rows, held, ()
+    return rows, held, () if held is None else spread_of(settings, loss, held, inputs)
+
+
+def spread_of(settings: Settings, loss: str, held: Array, inputs: int) -> tuple[float, ...]:
+    """Return the spread of the rows for validation (n, F); () where the score is a share of rows."""
+    if loss in CLASSIFYING:
+        return ()
     spread = _spread(held, inputs)
     if settings.watch == "score" and not any(spread):
         raise checks.DataError(
@@ -86,7 +101,7 @@ def split(settings: Settings, loss: str, data: Data) -> tuple[Array, Array | Non
             f"that are all the same in {len(held)} row{'s' * (len(held) != 1)}",
             "validation",
         )
-    return rows, held, spread
+    return spread
 
 
 def _spread(rows: Array, inputs: int) -> tuple[float, ...]:

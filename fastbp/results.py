@@ -170,19 +170,28 @@ def result_of(
     state = State(settings, memory.params.copy(), arrays)
     best_epoch, score = None, None
     if plan.validation_rows:
-        misfit, outputs = losses["validation_misfit"], plan.spread.size
-        constant = outputs - np.count_nonzero(plan.spread)  # their R^2 counts as 0, and alone it does not exist
-        score = 1 - misfit - (0 if not constant else constant / outputs if constant < outputs else np.nan)
-        watched = misfit if plan.watched == VALIDATION_MISFIT else losses["validation_loss"]
-        finite = np.isfinite(watched)  # predictions for other rows may overflow where those of the training do not
-        if finite.any():
-            best_epoch = 1 + int(np.argmin(np.where(finite, watched, np.inf)))
-            if plan.keep_best:
-                memory.params[:] = memory.best
+        misfit = losses["validation_misfit"]
+        score = scored(misfit, plan.spread)
+        best_epoch = best_of(misfit if plan.watched == VALIDATION_MISFIT else losses["validation_loss"])
+        if best_epoch and plan.keep_best:
+            memory.params[:] = memory.best
     return TrainResult(
         network, losses["loss"], losses["error"], losses.get("validation_loss"), losses.get("validation_error"),
         score, best_epoch, stopped, settings.seed, seconds, compile_seconds, state,
     )  # fmt: skip
+
+
+def scored(misfit: Array, spread: Array) -> Array:
+    """Return the scores of the validation."""
+    outputs = spread.size
+    constant = outputs - np.count_nonzero(spread)  # their R^2 counts as 0, and alone it does not exist
+    return 1 - misfit - (0 if not constant else constant / outputs if constant < outputs else np.nan)
+
+
+def best_of(watched: Array) -> int | None:
+    """Return the epoch, counted from 1, in which a figure is least."""
+    finite = np.isfinite(watched)  # predictions for other rows may overflow where those of the training do not
+    return 1 + int(np.argmin(np.where(finite, watched, np.inf))) if finite.any() else None
 
 
 def seen(network: Network, plan: Plan, memory: Memory) -> EpochState:

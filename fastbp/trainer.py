@@ -269,27 +269,14 @@ class Trainer:
         """Plan the training, and refuse what cannot be."""
         network, settings, state, precision = self._network, self._settings, self._state, self._precision
         n, held = data.rows, data.held
-        batch_size = n if settings.batch_size is None else min(settings.batch_size, n)
-        if isinstance(settings.optimizer, IRprop):
-            if batch_size < n:
-                raise checks.ParameterError(
-                    f"must be None with the optimizer 'irprop', which reads signs of whole gradients, got {batch_size}",
-                    "batch_size",
-                )
-            if not isinstance(settings.schedule, choices.Constant):
-                raise checks.ParameterError(
-                    f"must be 'constant' with the optimizer 'irprop', which needs no rate, "
-                    f"got {type(settings.schedule).__name__}",
-                    "schedule",
-                )
+        batch_size = batch_of(settings, n)
         shuffled = settings.shuffle and batch_size < n
-        watched = TRAINING_LOSS if not held else VALIDATION_LOSS if settings.watch == "loss" else VALIDATION_MISFIT
         plan = make_plan(
             network, n, batch_size, settings.optimizer, mean=settings.mean,
             weighted=data.weights is not None or settings.class_weight is not None,
             shuffled=shuffled, seed=settings.seed if shuffled or settings.dropout else 0, l2=settings.l2,
             clip_norm=settings.clip_norm, dropout=settings.dropout, schedule=settings.schedule, validation_rows=held,
-            watched=watched, patience=-1 if settings.patience is None else settings.patience,
+            watched=watched_by(settings, held), patience=-1 if settings.patience is None else settings.patience,
             min_delta=settings.min_delta, keep_best=bool(held) and settings.patience is not None,
         )  # fmt: skip
         done = self._done
@@ -617,6 +604,29 @@ class Trainer:
             memory.position[EPOCH] = steps % STEPS
             trainer._steps = steps
             return trainer
+
+
+def batch_of(settings: Settings, n: int) -> int:
+    """Return the rows of a batch of n rows, and refuse what the optimiser cannot use."""
+    batch_size = n if settings.batch_size is None else min(settings.batch_size, n)
+    if isinstance(settings.optimizer, IRprop):
+        if batch_size < n:
+            raise checks.ParameterError(
+                f"must be None with the optimizer 'irprop', which reads signs of whole gradients, got {batch_size}",
+                "batch_size",
+            )
+        if not isinstance(settings.schedule, choices.Constant):
+            raise checks.ParameterError(
+                f"must be 'constant' with the optimizer 'irprop', which needs no rate, "
+                f"got {type(settings.schedule).__name__}",
+                "schedule",
+            )
+    return batch_size
+
+
+def watched_by(settings: Settings, held: int) -> int:
+    """Return what early stopping watches where there are so many rows for validation."""
+    return TRAINING_LOSS if not held else VALIDATION_LOSS if settings.watch == "loss" else VALIDATION_MISFIT
 
 
 _idle: dict[tuple[Plan, int], Course] = {}  # small ones, taken out while they are in use
