@@ -11,12 +11,14 @@ LINE_WIDTH = 79  # a line is filled up to it with blanks, which cover a longer o
 
 
 class Progress:
-    """A bar on stderr while it is entered, if `shown`; it counts epochs."""
+    """A bar on stderr while it is entered, if `shown`; it counts epochs, or networks."""
 
-    def __init__(self, epochs: int, shown: bool) -> None:
-        self.epochs, self.shown = epochs, shown and sys.stderr is not None  # it is None under pythonw and in services
+    def __init__(self, total: int, shown: bool, unit: str = "epoch") -> None:
+        self.total, self.unit = total, unit
+        self.shown = shown and sys.stderr is not None  # it is None under pythonw and in services
         self.bar: Any = None
-        self.done, self.loss = 0, 0.0
+        self.done: int = 0
+        self.loss: float | None = None
         self.began = self.last = time.perf_counter()
 
     def __enter__(self) -> Progress:
@@ -25,7 +27,7 @@ class Progress:
                 from tqdm import tqdm
             except ImportError:
                 return self
-            self.bar = tqdm(total=self.epochs, unit="epoch")
+            self.bar = tqdm(total=self.total, unit=self.unit)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -35,12 +37,13 @@ class Progress:
             self._line()
             sys.stderr.write("\n")
 
-    def show(self, done: int, loss: float) -> None:
-        """Show the epochs done and the loss of the last."""
+    def show(self, done: int, loss: float | None = None) -> None:
+        """Show how many are done, and the loss of the last epoch."""
         if not self.shown:
             return
         if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
+            if loss is not None:
+                self.bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
             self.bar.update(done - self.bar.n)
             return
         self.done, self.loss = done, loss
@@ -52,6 +55,7 @@ class Progress:
     def _line(self) -> None:
         """Write the plain line over the one before."""
         rate = self.done / max(time.perf_counter() - self.began, 1e-9)
-        line = f"epoch {self.done} of {self.epochs}, loss {self.loss:.4g}, {rate:.4g} epochs/s"
+        loss = "" if self.loss is None else f" loss {self.loss:.4g},"
+        line = f"{self.unit} {self.done} of {self.total},{loss} {rate:.4g} {self.unit}s/s"
         sys.stderr.write(f"\r{line:<{LINE_WIDTH}}")
         sys.stderr.flush()
