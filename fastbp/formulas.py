@@ -209,30 +209,30 @@ def loss_and_delta(plan, a, y, weight, O, S, delta):
     """Prediction, delta and loss of a panel from the logits in a (O, S);  writes and returns as the two below."""
     if plan.loss == CROSS_ENTROPY:
         return cross_entropy(a, y, weight, O, S, delta)
-    return elementwise(plan, a, y, weight, O, S, delta)
+    return elementwise(1, plan, a, y, weight, O, S, delta)
 
 
 @inlined
-def elementwise(plan, a, y, weight, O, S, delta):
-    """loss = sum_o loss_of(p_o, y_o), delta_o = loss_slope(p_o, y_o) f'(z_o), p = f(z).
+def elementwise(rows, plan, a, y, weight, O, S, delta):
+    """loss = sum_o loss_of(p_o, y_o), delta_o = loss_slope(p_o, y_o) f'(z_o), p = f(z), so many vectors at a time.
 
     a (O, S) holds z, y (O, S), weight (S,);  writes p into a, and delta (O, S), returns loss and |p - y| lane by lane.
     """
     V, loss, d, kind = lanes_of(a), plan.loss, plan.huber_delta, plan.kinds[plan.layers - 1]
-    total, error = zeros(1, 1, a), zeros(1, 1, a)
-    for v in range(0, S, V):
-        share = load(1, 1, at(weight, v), 0)
+    total, error = zeros(rows, 1, a), zeros(rows, 1, a)
+    for v in range(0, S, rows * V):
+        share = load(rows, 1, at(weight, v), V)
         for q in range(v, O * S, S):
-            z, target = load(1, 1, at(a, q), 0), load(1, 1, at(y, q), 0)
+            z, target = load(rows, 1, at(a, q), V), load(rows, 1, at(y, q), V)
             p = activation(plan, kind, z)
             residual = p - target
             total = multiply_add(loss_of(plan, loss, z, target, residual, d), share, total)
             error = multiply_add(absolute(residual), share, error)
-            store(at(a, q), 0, p)
+            store(at(a, q), V, p)
             delta_q = residual * share  # for the natural partners, whose slopes cancel
             if loss not in (BINARY_CROSS_ENTROPY, POISSON):
                 delta_q = times_slope(plan, kind, loss_slope(loss, residual, d) * share, z if of_logits(kind) else p)
-            store(at(delta, q), 0, delta_q)
+            store(at(delta, q), V, delta_q)
     return total, error
 
 

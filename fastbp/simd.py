@@ -18,7 +18,7 @@ from __future__ import annotations
 import operator
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, get_type_hints
 
 import llvmlite.binding
@@ -60,8 +60,10 @@ FUSED = "fmaf" not in _ASSEMBLY  # without the instruction LLVM calls the C libr
 REGISTER_BITS = 512 if "zmm" in _ASSEMBLY else 256 if "ymm" in _ASSEMBLY else 128
 
 # Rows of a tile that holds the sums of a matrix product, and whether they are two vectors wide. AVX-512 has 32
-# registers of one vector; AVX2 16 of half a vector; NEON 32 of a quarter. The shape never changes a result.
+# registers of one vector; AVX2 16 of half a vector; NEON 32 of a quarter. The shape never changes a result. A tile with
+# a network in each lane has several rows and columns of vectors.
 TILE_ROWS, PAIRED = (8, True) if REGISTER_BITS == 512 else (4, False)
+MATRIX_ROWS = MATRIX_COLUMNS = 4 if REGISTER_BITS == 512 else 2
 
 
 # --- types ----------------------------------------------------------------------------------------------------------
@@ -494,6 +496,19 @@ def random_bits(typingctx, counter):  # type: ignore[no-untyped-def]
     return types.uint64(types.uint64), generate
 
 
+def _uniform(context: Any, builder: Any, tile: Tile, counters: Any) -> Any:
+    """Tile of one row of random numbers in [0, 1) from a vector of counters."""
+    integers = counters.type
+    bits = _splitmix64(builder, counters, lambda number: ir.Constant(integers, [number] * tile.lanes))
+    # The upper bits are the mantissa of a number in [1, 2): no conversion, which AVX2 lacks for 64 bits.
+    one = Lanes(builder, ir.Constant(ir.VectorType(context.get_value_type(tile.dtype), tile.lanes), [1.0] * tile.lanes))
+    shift = 64 - _constants(one).mantissa
+    mantissa = builder.lshr(bits, ir.Constant(integers, [shift] * tile.lanes))
+    mantissa = mantissa if one.width == 64 else builder.trunc(mantissa, one.bits().type)
+    number = one.from_bits(builder.or_(mantissa, one.bits())) - 1.0
+    return builder.insert_value(ir.Constant(context.get_value_type(tile), ir.Undefined), number.value, 0)
+
+
 @intrinsic
 def uniform(typingctx, pointer, counter, stride):  # type: ignore[no-untyped-def]
     """Vector of random numbers in [0, 1), of the pointer's type, lane k from the random bits of counter + k stride."""
@@ -503,18 +518,24 @@ def uniform(typingctx, pointer, counter, stride):  # type: ignore[no-untyped-def
         integers = ir.VectorType(ir.IntType(64), tile.lanes)
         counters, strides = (_splat(builder, argument, tile.lanes) for argument in arguments[1:])
         counters = builder.add(counters, builder.mul(strides, ir.Constant(integers, list(range(tile.lanes)))))
-        bits = _splitmix64(builder, counters, lambda number: ir.Constant(integers, [number] * tile.lanes))
-        # The upper bits are the mantissa of a number in [1, 2): no conversion, which AVX2 lacks for 64 bits.
-        one = Lanes(
-            builder, ir.Constant(ir.VectorType(context.get_value_type(tile.dtype), tile.lanes), [1.0] * tile.lanes)
-        )
-        shift = 64 - _constants(one).mantissa
-        mantissa = builder.lshr(bits, ir.Constant(integers, [shift] * tile.lanes))
-        mantissa = mantissa if one.width == 64 else builder.trunc(mantissa, one.bits().type)
-        number = one.from_bits(builder.or_(mantissa, one.bits())) - 1.0
-        return builder.insert_value(ir.Constant(context.get_value_type(tile), ir.Undefined), number.value, 0)
+        return _uniform(context, builder, tile, counters)
 
     return tile(pointer, types.uint64, types.uint64), generate
+
+
+@intrinsic
+def uniform_of(typingctx, pointer, keys, counter):  # type: ignore[no-untyped-def]
+    """Vector of random numbers in [0, 1), of the pointer's type, lane k from the random bits of keys[k] + counter."""
+    tile = Tile(pointer.dtype, 1, VECTOR_BITS // pointer.dtype.bitwidth)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, keys, counter = arguments
+        integers = ir.VectorType(INT64, tile.lanes)
+        counters = builder.load(builder.bitcast(keys, integers.as_pointer()))
+        counters.align = 8
+        return _uniform(context, builder, tile, builder.add(counters, _splat(builder, counter, tile.lanes)))
+
+    return tile(pointer, types.CPointer(types.int64), types.uint64), generate
 
 
 # --- subnormal numbers ----------------------------------------------------------------------------------------------
@@ -901,7 +922,86 @@ def store_first(typingctx, pointer, stride, tile, count):  # type: ignore[no-unt
     return types.none(pointer, types.intp, tile, types.intp), generate
 
 
+@intrinsic(prefer_literal=True)
+def load_matrix(typingctx, rows, columns, pointer, row_stride, column_stride):  # type: ignore[no-untyped-def]
+    """Tile of rows x columns vectors, of which that of row r and column c begins at r row_stride + c column_stride."""
+    tile = Tile(pointer.dtype, rows.literal_value * columns.literal_value, VECTOR_BITS // pointer.dtype.bitwidth)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, *strides = arguments[2:]
+        result = ir.Constant(context.get_value_type(tile), ir.Undefined)
+        for place, there in enumerate(_places(builder, pointer, strides, rows.literal_value, columns.literal_value)):
+            result = builder.insert_value(result, _load(context, builder, tile, there), place)
+        return result
+
+    return tile(rows, columns, pointer, types.intp, types.intp), generate
+
+
+@intrinsic(prefer_literal=True)
+def store_matrix(typingctx, rows, pointer, row_stride, column_stride, tile):  # type: ignore[no-untyped-def]
+    """Write a tile of so many rows of vectors as `load_matrix` reads it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, *strides, value = arguments[1:]
+        height = rows.literal_value
+        for place, there in enumerate(_places(builder, pointer, strides, height, tile.rows // height)):
+            _store(builder, builder.extract_value(value, place), there, tile.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.none(rows, pointer, types.intp, types.intp, tile), generate
+
+
+def _places(builder: Any, pointer: Any, strides: Any, rows: int, columns: int) -> Iterator[Any]:
+    """Pointers to the vectors of a matrix, row by row."""
+    row_stride, column_stride = strides
+    for row in range(rows):
+        there = builder.gep(pointer, [builder.mul(row_stride, INT64(row))])
+        for column in range(columns):
+            yield builder.gep(there, [builder.mul(column_stride, INT64(column))])
+
+
 # --- products and sums ----------------------------------------------------------------------------------------------
+
+
+@intrinsic(prefer_literal=True)
+def add_outer_vectors(typingctx, tile, rows, x, row_stride, y, column_stride):  # type: ignore[no-untyped-def]
+    """tile[r, c] + x[r] y[c], vector by vector: one step of a matrix product in each lane.
+
+    The tile has so many rows of vectors; x[r] begins at r row_stride, y[c] at c column_stride.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        result, _, x, row_stride, y, column_stride = arguments
+        height = rows.literal_value
+        width = tile.rows // height
+        there = [builder.gep(y, [builder.mul(column_stride, INT64(column))]) for column in range(width)]
+        ys = [_load(context, builder, tile, pointer) for pointer in there]
+        for row in range(height):
+            x_r = _load(context, builder, tile, builder.gep(x, [builder.mul(row_stride, INT64(row))]))
+            for column in range(width):
+                place = row * width + column
+                total = _fused(builder, x_r, ys[column], builder.extract_value(result, place))
+                result = builder.insert_value(result, total, place)
+        return result
+
+    return tile(tile, rows, x, types.intp, y, types.intp), generate
+
+
+@intrinsic
+def add_to_totals(typingctx, totals, tile):  # type: ignore[no-untyped-def]
+    """totals[k] += lane k of a tile of one row, in float64."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        totals, value = arguments
+        value = builder.extract_value(value, 0)
+        wide = ir.VectorType(ir.DoubleType(), tile.lanes)
+        value = value if value.type == wide else builder.fpext(value, wide)
+        before = builder.load(builder.bitcast(totals, wide.as_pointer()))
+        before.align = 8
+        _store(builder, builder.fadd(before, value), totals, 8)
+        return context.get_dummy_value()
+
+    return types.none(types.CPointer(types.float64), tile), generate
 
 
 @intrinsic
@@ -933,6 +1033,20 @@ def add_products(typingctx, sums, x, y):  # type: ignore[no-untyped-def]
         return builder.insert_value(sums, total, 0)
 
     return sums(sums, x, y), generate
+
+
+@intrinsic
+def add_rows(typingctx, sums, tile):  # type: ignore[no-untyped-def]
+    """sums + tile[0] + tile[1] + ..., lane by lane and in this order; sums is a tile of one row."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        sums, value = arguments
+        total = builder.extract_value(sums, 0)
+        for row in range(tile.rows):
+            total = builder.fadd(total, builder.extract_value(value, row))
+        return builder.insert_value(sums, total, 0)
+
+    return sums(sums, tile), generate
 
 
 def _shuffle(builder: Any, x: Any, y: Any, lanes: list[int]) -> Any:

@@ -27,7 +27,10 @@ from fastbp.network import Network
 from fastbp.simd import (
     add_lane_sums,
     add_outer,
+    add_outer_vectors,
     add_products,
+    add_rows,
+    add_to_totals,
     at,
     atomic_add,
     atomic_load,
@@ -43,6 +46,7 @@ from fastbp.simd import (
     lanes_of,
     load,
     load_first,
+    load_matrix,
     load_rows,
     multiply_add,
     nap,
@@ -52,9 +56,11 @@ from fastbp.simd import (
     store,
     store_first,
     store_lane_sums,
+    store_matrix,
     ticks,
     transpose,
     uniform,
+    uniform_of,
     zeros,
 )
 from fastbp.workspace import Memory, Plan, make_memory, make_plan, words_of
@@ -504,6 +510,23 @@ def test_uniform_numbers_equal_their_twins(stride, dtype, rng):
         assert_same_bits(actual, expected)
 
 
+@dtypes
+def test_uniform_numbers_of_keys_equal_their_twins(dtype, rng):
+    @njit
+    def function(keys, counter, out):
+        store(at(out, 3), 0, uniform_of(at(out, 0), at(keys, 1), counter))
+
+    for counter in COUNTERS:
+        actual, keys = buffers(rng, dtype, 1)[0], rng.integers(-(2**63), 2**63, 40)
+        expected = actual.copy()
+        with np.errstate(over="ignore"):
+            counters = keys[1:][: lanes(dtype)].view(np.uint64) + np.uint64(counter)
+        expected[3:][: lanes(dtype)] = reference.uniform(np.dtype(dtype), counters)
+        function(keys, np.uint64(counter), actual)
+
+        assert_same_bits(actual, expected)
+
+
 # --- memory ---------------------------------------------------------------------------------------------------------
 # Whole buffers are compared, so that what lies before, between and behind the rows guards itself.
 
@@ -596,6 +619,56 @@ def test_products_of_rows_add_up_in_order(dtype, rng):
     for r in range(5):
         expected[2:][:V] = fused(x[40 * r :][:V], y[50 * r :][:V], expected[2:][:V])
     function(x, y, actual)
+
+    assert_same_bits(actual, expected)
+
+
+@dtypes
+def test_rows_add_up_in_order(dtype, rng):
+    @njit
+    def function(x, out):
+        store(at(out, 2), 0, add_rows(load(1, 1, at(out, 2), 0), load(5, 1, at(x, 1), 40)))
+
+    actual, x = buffers(rng, dtype, 2)
+    expected, V = actual.copy(), lanes(dtype)
+    for r in range(5):
+        expected[2:][:V] += x[1 + 40 * r :][:V]
+    function(x, actual)
+
+    assert_same_bits(actual, expected)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(4, 4), (2, 2), (4, 1), (1, 4), (3, 2)])
+@dtypes
+def test_products_of_matrices_of_vectors_add_up_in_order(rows, columns, dtype, rng):
+    @njit
+    def product(x, y, n, out):
+        sums = load_matrix(rows, columns, at(out, 1), 130, 20)
+        for k in range(n):
+            sums = add_outer_vectors(sums, rows, at(x, 2 + 17 * k), 160, at(y, 3 + 19 * k), 150)
+        store_matrix(rows, at(out, 1), 130, 20, sums)
+
+    actual, x, y = buffers(rng, dtype, 3)
+    expected, V = actual.copy(), lanes(dtype)
+    for r, c in itertools.product(range(rows), range(columns)):
+        there = expected[1 + 130 * r + 20 * c :][:V]
+        for k in range(3):
+            there[:] = fused(x[2 + 17 * k + 160 * r :][:V], y[3 + 19 * k + 150 * c :][:V], there)
+    product(x, y, 3, actual)
+
+    assert_same_bits(actual, expected)
+
+
+@dtypes
+def test_totals_are_summed_in_float64(dtype, rng):
+    @njit
+    def function(x, totals):
+        add_to_totals(at(totals, 3), load(1, 1, at(x, 1), 0))
+
+    (x,), (actual,) = buffers(rng, dtype, 1), buffers(rng, np.float64, 1)
+    expected, V = actual.copy(), lanes(dtype)
+    expected[3:][:V] += x[1:][:V].astype(np.float64)
+    function(x, actual)
 
     assert_same_bits(actual, expected)
 
