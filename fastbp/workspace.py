@@ -49,6 +49,8 @@ LEAN_OPTIMIZERS = {KEEP_GRADIENT, PLAIN_SGD, MOMENTUM_SGD, ADAM}
 VECTOR_BYTES = 64
 TINY_UNITS = 8  # the fused path: every layer at most so wide, and the batch one vector
 MOST_FEW = 12  # rows of a batch with features in the lanes, whatever the network
+TINY_SAMPLES = 4  # likewise with a network in each lane: the batch is exactly so many
+LANES_SAMPLES = 16  # of a block with a network in each lane: 8 took 4 to 7 % longer at 8 to 64 units, 32 no less
 BLOCK_VECTORS = 8  # samples of a block: what its sums are read back for, against what stays in the cache
 SUM_ERROR = 1e-5  # that checks allow a row of probabilities; rounding them to float32 moves their sum by 6e-8 at most
 SUM_TOLERANCE = 1.000001 * SUM_ERROR  # that kernels allow: no less, whatever the order of summation
@@ -76,6 +78,16 @@ LIMIT = 2**20  # above the chunks of any stage
 LEAST_CAUTION = 3
 FIGURES_PLACES = 8  # a cache line
 EDGE_ROWS = 8  # of W, at least as many as a tile has
+
+# Places in Group.position: where the next call goes on, the epoch of the group at whose end a network will be done,
+# whether the rows of a block are those of the epoch before, and whether networks whose losses lie one beside the other
+# fill the group; in Group.totals, as in Memory.totals; and in Group.numbers, in the working precision.
+GROUP_PLACES = 5
+GROUP_ROW, GROUP_EPOCH, GROUP_UNTIL, GROUP_LAID, GROUP_TOGETHER = range(GROUP_PLACES)
+GROUP_TOTALS_PLACES = 13
+GROUP_RATE, FIGURE, WATCHED = range(10, GROUP_TOTALS_PLACES)  # before the schedule; the last of an epoch
+NUMBERS_PLACES = 10
+BATCH, PENALTY, SUM, BETTER = range(6, NUMBERS_PLACES)  # after those of Memory.scalars
 
 # Arrays of a Memory in the working precision, but for the parameters; and those that have a number for each epoch.
 WORKING = (
@@ -200,19 +212,59 @@ class Share(NamedTuple):
     by_units: bool  # whether batches have too few panels, and the units of a layer are shared out instead
 
 
+class Group(NamedTuple):
+    """What a group of networks is trained with, each in a lane of its own: every item is a vector of V numbers."""
+
+    params: Array  # (P, V)
+    gradient: Array  # (P, V) zero between batches
+    first: Array  # (P, V) as in Memory, and so are those that follow
+    second: Array
+    best: Array
+    all_zero: Array  # (V,)
+    x: Array  # (block, F, V) rows gathered for a block
+    activations: Array  # (layers, block, O, V)
+    kept: Array
+    deltas: Array
+    numbers: Array  # (NUMBERS_PLACES, V)
+    dropout: Array  # (layers, V) share of the units of a layer that a sample does without
+    spread: Array  # (O, V) what a residual of each output is multiplied by in the misfit
+    weights: Array  # (n, V) of the rows, by their place before they are shuffled, if they have any
+    held_weights: Array  # (validation rows, V)
+    seeds: NDArray[np.int64]  # (V,)
+    keys: NDArray[np.int64]  # (layers, V) of the random numbers of dropout in this epoch
+    rows: NDArray[np.int64]  # (n, V) rows of the data, by their place, where lanes have rows or an order of their own
+    held: NDArray[np.int64]  # (validation rows, V)
+    order: NDArray[np.int64]  # (n, V) places in the order of the epoch, if shuffled
+    drawn: NDArray[np.int64]  # (block, V) rows of the data for a block
+    drawn_weights: Array  # (block, V)
+    begun: NDArray[np.int64]  # (V,) epochs of the group before the network came
+    columns: NDArray[np.int64]  # (V,) where its losses are, in the first epoch of the group
+    status: NDArray[np.int64]  # (V,) whether there is a network, and whether and how it has ended
+    stale: NDArray[np.int64]  # (2, V) epochs that were no better than the best, for early stopping and the schedule
+    position: NDArray[np.int64]  # (GROUP_PLACES,)
+    totals: NDArray[np.float64]  # (GROUP_TOTALS_PLACES, V)
+    vector: NDArray[np.float64]  # (8,) one vector of float64
+    loss: NDArray[np.float64]  # (epochs, networks) of all groups
+    validation_loss: NDArray[np.float64]  # likewise
+    validation_misfit: NDArray[np.float64]
+    networks: int  # columns of these
+    own_rows: bool  # whether networks have rows or weights of their own, or an order of them
+    drawn_anew: bool  # whether anything is drawn or computed for each epoch
+
+
 # How `struct` calls their fields.
 _LAYOUTS = {
     kind: "".join("d" if hint is float else "q" for hint in get_type_hints(kind).values())
-    for kind in (Plan, Memory, Share)
+    for kind in (Plan, Memory, Share, Group)
 }
 
 
-def words_of(bundle: Plan | Memory | Share) -> NDArray[np.int64]:
+def words_of(bundle: Plan | Memory | Share | Group) -> NDArray[np.int64]:
     """The fields as kernels read them, 8 bytes each: numbers, and addresses of arrays, which must outlive the words."""
     return _words_of_plan(bundle) if isinstance(bundle, Plan) else _words(bundle)
 
 
-def _words(bundle: Plan | Memory | Share) -> NDArray[np.int64]:
+def _words(bundle: Plan | Memory | Share | Group) -> NDArray[np.int64]:
     values = [address(x) if isinstance(x, np.ndarray) else x for x in bundle]
     return np.frombuffer(bytearray(struct.pack(_LAYOUTS[type(bundle)], *values)), np.int64)
 
@@ -440,6 +492,80 @@ def begin(plan: Plan, memory: Memory) -> None:
     totals[BEST] = totals[BEST_RATE] = np.inf
     if plan.optimizer == IRPROP:
         memory.second[:] = plan.settings[LEARNING_RATE]
+
+
+def make_lanes_plan(network: Any, rows: int, batch_size: int, optimizer: Optimizer, **extras: Any) -> Plan:
+    """Plan for networks like this one, each in a lane."""
+    plan = make_plan(network, rows, batch_size, optimizer, **extras)
+    units = plan.sizes.tolist()
+    weighted = plan.weighted or plan.l2 or plan.clip_norm or plan.keeps.any()
+    return plan._replace(
+        width=VECTOR_BYTES // network.params.dtype.itemsize,
+        block=min(LANES_SAMPLES, max(batch_size, plan.validation_rows)),
+        tops=np.cumsum((0, *units[1:-1])),
+        few=0,
+        tiny=batch_size == rows == TINY_SAMPLES and max(units) <= TINY_UNITS and plan.loss != CROSS_ENTROPY
+        and not weighted,
+    )  # fmt: skip
+
+
+def group_sizes(plan: Plan, own_rows: bool) -> dict[str, int]:
+    """Vectors of V numbers in each array of a group, but for the losses and what is always short."""
+    inputs, *units = plan.sizes.tolist()
+    P, block, n = plan.parameters, plan.block, plan.rows * (own_rows or plan.shuffled)
+    momenta = P * (plan.optimizer != PLAIN_SGD)
+    activations = block * (plan.tops.item(-1) + units[-1])
+    return {
+        "params": P,
+        "gradient": P,
+        "first": momenta,
+        "second": momenta,
+        "best": P * plan.keep_best,
+        "all_zero": 1,
+        "x": block * (inputs + units[-1] + 1),
+        "activations": activations,
+        "kept": activations * bool(plan.keeps.any()),
+        "deltas": activations,
+        "numbers": NUMBERS_PLACES,
+        "dropout": plan.layers,
+        "spread": units[-1],
+        "weights": n * plan.weighted,
+        "held_weights": plan.validation_rows,
+        "drawn_weights": block,
+        "seeds": 1,
+        "keys": plan.layers,
+        "rows": n,
+        "held": plan.validation_rows,
+        "order": plan.rows * plan.shuffled,
+        "drawn": block,
+        "begun": 1,
+        "columns": 1,
+        "status": 1,
+        "stale": 2,
+    }
+
+
+def make_group(
+    plan: Plan, dtype: Any, loss: Array, validation_loss: Array, validation_misfit: Array, own_rows: bool
+) -> Group:
+    """Memory of a group, whose losses are columns of these (epochs, networks)."""
+    hints = get_type_hints(Group)
+    arrays = {
+        name: aligned(size * plan.width, np.dtype(np.int64) if hints[name] == NDArray[np.int64] else dtype)
+        for name, size in group_sizes(plan, own_rows).items()
+    }
+    return Group(
+        **arrays,
+        position=np.zeros(GROUP_PLACES, np.int64),
+        totals=aligned(GROUP_TOTALS_PLACES * plan.width, np.dtype(np.float64)),
+        vector=aligned(VECTOR_BYTES // 8, np.dtype(np.float64)),
+        loss=loss,
+        validation_loss=validation_loss,
+        validation_misfit=validation_misfit,
+        networks=loss.shape[1],
+        own_rows=own_rows or plan.shuffled,
+        drawn_anew=bool(plan.shuffled or plan.dropout.any() or plan.schedule != CONSTANT),
+    )
 
 
 def pieces(n: int, numbers: int) -> Iterator[slice]:

@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "rows": {"choices", "workspace", "jit", "simd", "formulas"},
     "kernels": {"choices", "workspace", "jit", "simd", "products", "formulas", "rows"},
     "teams": {"choices", "workspace", "jit", "simd", "products", "formulas", "rows", "kernels"},
+    "lanes": {"choices", "workspace", "jit", "simd", "formulas", "kernels"},
     "threads": {"workspace", "teams"},
     "reference": {"choices", "workspace"},
     "network": {"choices", "checks", "checkpoint", "workspace", "jit", "kernels", "reference", "threads"},
@@ -50,14 +51,16 @@ MAY_IMPORT = {
     | {"threads"},
     "train": {"choices", "checks", "checkpoint", "workspace", "progress", "network", "settings", "data", "results"}
     | {"trainer"},
+    "groups": {"choices", "checks", "workspace", "lanes", "network", "settings", "data", "results", "trainer"},
+    "many": {"choices", "checks", "progress", "network", "threads", "settings", "data", "train", "groups"},
     "xor": {"choices", "checks", "reference", "network", "train"},
     "export": {"choices", "checks", "network"},
     "plots": {"checks", "network", "train"},
     "sklearn": {"choices", "checks", "progress", "network", "train", "trainer"},
-    "__init__": {"version", "errors", "choices", "network", "trainer", "train"},
+    "__init__": {"version", "errors", "choices", "network", "trainer", "train", "many"},
     "__main__": {"__init__", "choices", "checks", "jit", "simd", "network", "trainer", "train", "xor"},
 }
-KERNELS = ["products", "formulas", "rows", "kernels", "teams"]
+KERNELS = ["products", "formulas", "rows", "kernels", "teams", "lanes"]
 WITHOUT_NUMBA = ["version", "errors", "scalars", "choices", "checks", "checkpoint", "network", "reference"]
 
 # Public kernels that have no twin in the reference, each with its reason.
@@ -65,9 +68,27 @@ FORMULA = "the formula of a loop that has a twin, or of several"
 TILE = "a part of the kernel that calls it: which sums share registers"
 LAYOUT = "panels and pointers, which matrices do not need"
 ROWS = "the same once more for a batch of few rows: compared with the twin of the panels' kernel"
+MANY = "the same once more for a network in each lane: compared with `train`"
 ONLY_COMPILED = {
     **dict.fromkeys(("loss_and_delta", "sign", "plain_sgd_of", "momentum_sgd_of", "adam_of", "rmsprop_of"), FORMULA),
     "irprop_of": FORMULA,
+    **dict.fromkeys(
+        (
+            "begin_epoch",
+            "squares",
+            "samples_sum",
+            "record",
+            "forget",
+            "end",
+            "end_epoch",
+            "product_row",
+            "tiny_update",
+            "correct",
+            "lay_out",
+            "weigh",
+        ),
+        MANY,
+    ),
     "product_tile": TILE,
     "product_rows": TILE,
     "product_in_slabs": "`product` for all panels of a block: compared with it",
