@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         ParameterTypeError,
         ResourceError,
     )
+    from fastbp.many import ManyResult, train_many
     from fastbp.network import Network
     from fastbp.train import EpochState, TrainResult, resume, train
     from fastbp.trainer import Trainer
@@ -62,6 +63,7 @@ _HOMES = {
         "ParameterTypeError",
         "ResourceError",
     ),
+    "many": ("ManyResult", "train_many"),
     "network": ("Network",),
     "train": ("EpochState", "TrainResult", "resume", "train"),
     "trainer": ("Trainer",),
@@ -81,6 +83,7 @@ __all__ = [
     "FastbpError",
     "IRprop",
     "InverseScaling",
+    "ManyResult",
     "Network",
     "ParameterError",
     "ParameterTypeError",
@@ -91,6 +94,7 @@ __all__ = [
     "Trainer",
     "resume",
     "train",
+    "train_many",
 ]
 
 

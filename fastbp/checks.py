@@ -412,6 +412,27 @@ def memory(bytes_needed: int, what: str) -> None:
         raise ResourceError(f"{what} needs {needed:,.1f} GiB of memory, this machine has {present:,.1f} GiB")
 
 
+def memory_of_many(fixed: int, each: int, count: int) -> None:
+    """Raise ResourceError if many networks, with what they share, need more than the physical memory."""
+    limit = _physical_memory()
+    if fixed + each * count > limit:
+        needed, present = (fixed + each * count) / _BYTES_PER_GIB, limit / _BYTES_PER_GIB
+        raise ResourceError(
+            f"{_plural(count, 'network')} of these shapes and epochs need {needed:,.1f} GiB of memory, this machine "
+            f"has {present:,.1f} GiB: {max(0, (limit - fixed) // max(each, 1)):,} would fit"
+        )
+
+
+def row_numbers(name: str, value: object, n: int) -> Array:
+    """Return numbers of rows, of which there are n."""
+    array = _array(name, value, np.dtype(np.int64))
+    if array.ndim != 1 or array.dtype.kind not in "iu" or not array.size:
+        raise DataError(f"must be integers of shape (rows,), at least one, got {array.dtype} {array.shape}", name)
+    if array.min() < 0 or array.max() >= n:
+        raise DataError(f"must be numbers of rows, 0 to {n - 1}", name)
+    return array.astype(np.int64)
+
+
 def _array(name: str, value: object, dtype: np.dtype[Any]) -> Array:
     """Return `value` as an array of real numbers, dtype and layout as they are; refuse what NumPy would guess at."""
     if type(value) is not np.ndarray and not issubclass(type(value), np.generic):  # a scalar of NumPy is an array

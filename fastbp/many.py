@@ -1,0 +1,428 @@
+"""`train_many()`: thousands of networks at once, in lanes, on threads, and on the workers of an executor."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastbp import checks
+from fastbp import data as data_of
+from fastbp import settings as settings_of
+from fastbp.choices import LOSSES
+from fastbp.groups import Outcome, Task, Workshop
+from fastbp.network import Network
+from fastbp.progress import Progress
+from fastbp.settings import Settings
+from fastbp.threads import cores
+from fastbp.train import train
+
+Array = NDArray[Any]
+
+# What a network may be told: what `train` is, but for what concerns the call, and two names of its own.
+_TRAIN = {name: each.default for name, each in inspect.signature(train).parameters.items() if name not in ("X", "y")}
+_OF_THE_CALL = ("network", "time_limit", "callback", "callback_every", "progress", "backend", "threads")
+_OWN = {"rows": None, "validation_rows": None}
+_TOLD = {name: default for name, default in _TRAIN.items() if name not in _OF_THE_CALL} | _OWN
+_OF_SETTINGS = tuple(
+    name for name in inspect.signature(settings_of.checked).parameters
+    if name in _TOLD and name not in ("seed", "epochs")
+)  # fmt: skip
+_OF_NETWORK = ("activation", "output", "loss", "huber_delta", "bias", "init")
+PARTS = 4  # tasks for each core of this machine that an executor is handed, if not told otherwise
+
+
+class ManyResult(NamedTuple):
+    """What `train_many` returns: of everything there is one for each network, in the order in which they were given.
+
+    Attributes
+    ----------
+    networks : list of Network
+        The trained networks.
+    loss : ndarray of shape (epochs, networks)
+        Mean loss of a row in each epoch, as in `TrainResult`; NaN after a network's last epoch.
+    validation_loss, validation_score : ndarray of shape (epochs, networks) or None
+        Of the rows for validation after each epoch, as in `TrainResult`; None if no network has any.
+    epochs : ndarray of shape (networks,)
+        Epochs that each network was trained for.
+    best_epoch : ndarray of shape (networks,)
+        Epoch, counted from 1, in which the validation was best; 0 where there is none.
+    stopped : list of {"epochs", "patience", "plateau", "diverged", "interrupted"}
+        Why each network ended. One that diverged has the weights of its last epoch that ended well, one that was
+        interrupted its first.
+    seeds : ndarray of shape (networks,)
+        What seeded each network.
+    seconds, compile_seconds : float
+        Time of the training itself; time to compile kernels or load them from disk.
+    """
+
+    networks: list[Network]
+    loss: NDArray[np.float64]
+    validation_loss: NDArray[np.float64] | None
+    validation_score: NDArray[np.float64] | None
+    epochs: NDArray[np.int64]
+    best_epoch: NDArray[np.int64]
+    stopped: list[str]
+    seeds: NDArray[np.int64]
+    seconds: float
+    compile_seconds: float
+
+    def predict(self, X: ArrayLike) -> Array:
+        """Return what each network predicts.
+
+        Parameters
+        ----------
+        X : array_like of shape (n, inputs)
+            One sample a row; finite numbers.
+
+        Returns
+        -------
+        ndarray of shape (networks, n, outputs)
+
+        Raises
+        ------
+        DataError
+            If X does not fit the networks, or they have different numbers of outputs.
+
+        Examples
+        --------
+        >>> result = train_many([[0.0], [1.0]], [0.0, 1.0], 3, epochs=5, seed=0)
+        >>> result.predict([[0.5]]).shape
+        (3, 1, 1)
+        """
+        outputs = {network.sizes[-1] for network in self.networks}
+        if len(outputs) > 1:
+            raise checks.DataError(f"must have the same number of outputs, got {sorted(outputs)}", "networks")
+        return np.stack([network.predict(X) for network in self.networks])
+
+    def mean(self, X: ArrayLike) -> Array:
+        """Return the mean of what the networks predict, (n, outputs): of classes, their mean probabilities."""
+        return self.predict(X).mean(axis=0)
+
+    def std(self, X: ArrayLike) -> Array:
+        """Return the standard deviation of what the networks predict, (n, outputs), with the divisor `networks`."""
+        return self.predict(X).std(axis=0)
+
+    def vote(self, X: ArrayLike) -> NDArray[np.int64]:
+        """Return the class that most networks predict, (n,), the least of several; with one output 0 or 1.
+
+        Examples
+        --------
+        >>> result = train_many([[0.0], [1.0]], [0, 1], 5, loss="binary_cross_entropy", learning_rate=0.1, seed=0)
+        >>> result.vote([[0.0], [1.0]])
+        array([0, 1])
+        """
+        members = self.predict(X)
+        single = members.shape[2] == 1
+        classes = (members[..., 0] > 0.5).astype(np.int64) if single else members.argmax(axis=2)
+        votes = np.stack([(classes == k).sum(axis=0) for k in range(2 if single else members.shape[2])])
+        return votes.argmax(axis=0)
+
+
+def train_many(
+    X: ArrayLike,
+    y: ArrayLike,
+    networks: int | Sequence[Mapping[str, Any]],
+    *,
+    threads: int | str = "auto",
+    executor: Executor | None = None,
+    part: int | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> ManyResult:
+    """Train many networks on the same data, one in each lane of the CPU's vectors: 8 at a time in float64, or 16.
+
+    Parameters
+    ----------
+    X : array_like of shape (n, inputs)
+        One sample a row, held once for all networks; finite numbers. Never written to.
+    y : array_like
+        Targets, as `fastbp.train` takes them. Never written to.
+    networks : int or sequence of dict
+        How many networks, which differ by their seeds alone; or for each a dict of what it is told apart from the
+        others: any of `settings`, `hidden` among them. Networks of one shape share lanes; a network with a layer of
+        more than 64 units, inputs among them, is trained as by `train`.
+    threads : int or "auto", default "auto"
+        Threads that share the networks out; "auto" is the number of cores. With an executor those of each part, and
+        "auto" is one.
+    executor : concurrent.futures.Executor, optional
+        Who trains, in parts: a pool of threads or processes, loky's, or ``Client.get_executor()`` of a dask cluster.
+        A part is a pure function of what it is handed, so that it may be computed again wherever a worker is lost.
+    part : int, optional
+        Networks of a part for the executor; by default four parts for each core of this machine.
+    progress : bool, default False
+        Whether to show a bar on stderr that counts the networks that have ended.
+    **settings
+        What all networks are told: arguments of `fastbp.train` by name, but for `network`, `backend`, `callback`,
+        `callback_every`, `time_limit`; and
+
+        rows : array_like of int
+            Numbers of the rows to train on, such as a fold's; all by default. They may repeat.
+        validation_rows : array_like of int
+            Numbers of the rows for validation, in place of `validation`.
+
+        `seed` is that of the first network, and the next one has the next; `sample_weight` are those of all rows of X.
+
+    Returns
+    -------
+    ManyResult
+        The networks, their losses, why each stopped.
+
+    Raises
+    ------
+    ParameterError, ParameterTypeError, DataError
+        As `fastbp.train`, before any network is trained, and if a setting is unknown or concerns the call.
+    ResourceError
+        If the training would not fit into memory; it says how many networks would.
+
+    Notes
+    -----
+    A network has the same bits whatever the number of networks, its place among them, its neighbours, the threads and
+    the executor. It agrees with ``train(X, y, ..., seed=seed)`` to rounding (1e-12 in float64 where training is well
+    conditioned): both draw the same weights, orders, rows for validation and dropout, but sums over the rows of a batch
+    are added here in the order of the rows, there in lanes. Networks that are not for lanes have the bits of `train`.
+
+    A network that has stopped gives its lane to the next that waits. One that diverges stops alone. Ctrl-C raises
+    KeyboardInterrupt within 50 ms, whose attribute `result` is a ManyResult of what is finished.
+
+    Examples
+    --------
+    >>> X, y = [[0, 0], [0, 1], [1, 0], [1, 1]], [0, 1, 1, 0]
+    >>> result = train_many(X, y, 20, hidden=4, activation="tanh", batch_size=None, learning_rate=0.1, seed=0)
+    >>> result.loss.shape
+    (200, 20)
+    >>> result = train_many(X, y, [{"l2": 0.0}, {"l2": 0.1, "hidden": 8}], epochs=10, seed=0)
+    >>> [network.sizes for network in result.networks]
+    [(2, 1), (2, 8, 1)]
+    """
+    told = _told(networks, settings)
+    wanted = checks.threads(threads)
+    shown = checks.flag("progress", progress)
+    if executor is not None and not isinstance(executor, Executor) and not hasattr(executor, "submit"):
+        raise checks.ParameterTypeError(f"must be an Executor, got {type(executor).__name__}", "executor")
+    size = None if part is None else checks.count("part", part)
+    tasks = _tasks(X, y, told)
+    began = time.perf_counter()
+    with Progress(len(tasks), shown, "network") as bar:
+        if executor is None:
+            workshop = Workshop(tasks, min(wanted or cores(), len(tasks)), bar.show)
+            _check_memory(workshop)
+            try:
+                workshop.run()
+            except KeyboardInterrupt as interrupt:
+                interrupt.result = _result(tasks, workshop.outcomes, began, 0.0)  # type: ignore[attr-defined]
+                raise
+            return _result(tasks, workshop.outcomes, began, workshop.compile_seconds)
+        size = size or max(1, math.ceil(len(tasks) / (PARTS * cores())))
+        outcomes = _distribute(executor, tasks[0].X, tasks[0].y, X, y, told, size, wanted or 1, bar)
+        return _result(tasks, outcomes, began, 0.0)
+
+
+# --- what each network is told ----------------------------------------------------------------------------------------
+
+
+def _told(networks: Any, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return all that each network is told."""
+    _known(settings, "settings")
+    if isinstance(networks, (bool, np.bool_)) or not isinstance(networks, (int, np.integer, Sequence)):
+        raise checks.ParameterTypeError(
+            f"must be an integer or a sequence of dicts, got {type(networks).__name__}", "networks"
+        )
+    if isinstance(networks, Sequence):
+        for place, own in enumerate(networks):
+            if not isinstance(own, Mapping):
+                raise checks.ParameterTypeError(f"must be a dict, got {type(own).__name__}", f"networks[{place}]")
+            _known(own, f"networks[{place}]")
+        each: Sequence[Mapping[str, Any]] = networks
+    else:
+        each = [{}] * checks.count("networks", networks)
+    if not each:
+        raise checks.ParameterError("must have at least one network, got an empty sequence", "networks")
+    first = checks.seed(settings.get("seed"))
+    told = []
+    for place, own in enumerate(each):
+        seed = own["seed"] if own.get("seed") is not None else (first + place) % 2**32
+        told.append(_TOLD | settings | dict(own) | {"seed": seed})
+    return told
+
+
+def _known(told: Mapping[str, Any], where: str) -> None:
+    for name in told:
+        if name in _OF_THE_CALL:
+            raise checks.ParameterError(f"concerns no network of many, got it in {where}", str(name))
+        if name not in _TOLD:
+            raise checks.ParameterError(f"must be an argument of fastbp.train, got it in {where}", str(name)[:80])
+
+
+def _tasks(X: Any, y: Any, told: Sequence[dict[str, Any]]) -> list[Task]:
+    """Check all that the networks are told, once for what they share."""
+    arrays: dict[Any, tuple[Array, Array]] = {}
+    weights: dict[Any, Array] = {}
+    checked: dict[Any, Settings] = {}
+    others: dict[int, tuple[Array, Array, Array | None]] = {}
+    tasks = []
+    for place, own in enumerate(told):
+        loss = checks.choice("loss", own["loss"], LOSSES)
+        units, epochs = checks.hidden(own["hidden"]), checks.count("epochs", own["epochs"], minimum=0)
+        precision = checks.dtype(own["dtype"], X)
+        values = {name: own[name] for name in _OF_SETTINGS}
+        try:
+            key: Any = (len(units), precision, epochs, tuple(values.values()))
+            hash(key)
+        except TypeError:
+            key = place
+        if key in checked:
+            settings = dataclasses.replace(checked[key], seed=checks.seed(own["seed"]))
+        else:
+            settings = settings_of.checked(len(units), precision, seed=own["seed"], epochs=epochs, **values)
+            checked[key] = settings
+        if (loss, precision) not in arrays:
+            checked_X = checks.features(X, precision, None)
+            arrays[loss, precision] = checked_X, checks.targets(y, loss, len(checked_X), None, precision)
+        rows_X, rows_y = arrays[loss, precision]
+        n, given = len(rows_X), own["sample_weight"]
+        if given is not None and (id(given), precision) not in weights:
+            weights[id(given), precision] = checks.row_weights(given, n, precision)
+        validation = own["validation"]
+        if isinstance(validation, tuple) and id(validation) not in others:
+            data = data_of.checked(
+                settings, precision, loss, rows_X, rows_y, None, validation, rows_X.shape[1], rows_y.shape[1]
+            )
+            if data.validation is not None:
+                others[id(validation)] = data.validation
+        rows = None if own["rows"] is None else checks.row_numbers("rows", own["rows"], n)
+        held = (
+            None if own["validation_rows"] is None else checks.row_numbers("validation_rows", own["validation_rows"], n)
+        )
+        if held is not None and validation is not None:
+            raise checks.ParameterError("must be left out where there are 'validation_rows'", "validation")
+        if held is None and validation is None and settings.watch == "score":
+            raise checks.ParameterError("must be 'loss' where there is no 'validation', got 'score'", "watch")
+        network = Network(
+            (rows_X.shape[1], *units, rows_y.shape[1]), seed=settings.seed, dtype=precision,
+            **{name: own[name] for name in _OF_NETWORK},
+        )  # fmt: skip
+        tasks.append(
+            Task(
+                place, network, settings, epochs, rows_X, rows_y,
+                None if given is None else weights[id(given), precision], rows, held,
+                others.get(id(validation)) if isinstance(validation, tuple) else None,
+            )
+        )  # fmt: skip
+    return tasks
+
+
+def _check_memory(workshop: Workshop) -> None:
+    """Refuse what does not fit into memory, and say how many networks would."""
+    fixed = each = 0
+    for bucket in workshop.buckets:
+        groups, kept = bucket.bytes_needed(min(workshop.threads, math.ceil(len(bucket.tasks) / bucket.lanes)))
+        fixed, each = max(fixed, groups), max(each, kept)
+    count = sum(len(bucket.tasks) for bucket in workshop.buckets)
+    if count:
+        data = 2 * workshop.buckets[0].tasks[0].X.nbytes
+        checks.memory_of_many(fixed + data, each, count)
+
+
+# --- on the workers of an executor ------------------------------------------------------------------------------------
+
+
+class Missing(NamedTuple):
+    """What a worker answers that has not got the data yet."""
+
+    worker: str
+
+
+_shipped: dict[str, tuple[Any, Any]] = {}  # of a worker: the data of the last call, by their digest
+_shipping = threading.Lock()
+
+
+def _distribute(
+    executor: Executor, checked_X: Array, checked_y: Array, X: Any, y: Any, told: list[dict[str, Any]], size: int,
+    threads: int, bar: Progress,
+) -> dict[int, Outcome]:  # fmt: skip
+    """Have the parts trained: first without the data, which are sent to whoever answers that they are missing."""
+    X, y = np.asarray(X), np.asarray(y)
+    digest = sha256(X.tobytes() + y.tobytes() + repr((X.shape, y.shape, X.dtype, y.dtype)).encode()).hexdigest()
+    outcomes: dict[int, Outcome] = {}
+    waiting: dict[Future[Any], int] = {}
+    done = 0
+    try:
+        for first in range(0, len(told), size):
+            waiting[executor.submit(train_part, digest, None, told[first : first + size], threads)] = first
+        while waiting:
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                first, answer = waiting.pop(future), future.result()
+                if isinstance(answer, Missing):
+                    part = told[first : first + size]
+                    waiting[executor.submit(train_part, digest, (X, y), part, threads)] = first
+                    continue
+                outcomes.update((first + place, outcome) for place, outcome in enumerate(answer))
+                done += len(answer)
+                bar.show(done)
+    finally:
+        for future in waiting:
+            future.cancel()
+    return outcomes
+
+
+def train_part(
+    digest: str, data: tuple[Any, Any] | None, told: list[dict[str, Any]], threads: int
+) -> list[Outcome] | Missing:
+    """Train some networks, on a worker, with data that it keeps until others come: a pure function of its arguments."""
+    with _shipping:
+        if data is not None:
+            _shipped.clear()
+            _shipped[digest] = data
+        elif digest not in _shipped:
+            return Missing(f"{os.getpid()}")
+        X, y = _shipped[digest]
+    tasks = _tasks(X, y, told)
+    workshop = Workshop(tasks, threads, lambda done: None)
+    workshop.run()
+    return [workshop.outcomes[place] for place in range(len(tasks))]
+
+
+# --- what is returned -------------------------------------------------------------------------------------------------
+
+
+def _result(tasks: list[Task], outcomes: dict[int, Outcome], began: float, compile_seconds: float) -> ManyResult:
+    """Gather what became of all networks."""
+    seconds = time.perf_counter() - began - compile_seconds
+    longest = max((outcome.epochs for outcome in outcomes.values()), default=0)
+    histories = {
+        name: np.full((longest, len(tasks)), np.nan) for name in ("loss", "validation_loss", "validation_score")
+    }
+    validated = False
+    epochs, best = np.zeros((2, len(tasks)), np.int64)
+    stopped = ["interrupted"] * len(tasks)
+    for place, outcome in outcomes.items():
+        tasks[place].network.params = outcome.params
+        stopped[place], epochs[place], best[place] = outcome.stopped, outcome.epochs, outcome.best_epoch or 0
+        for name, history in histories.items():
+            figures = getattr(outcome, name)
+            if figures is not None:
+                history[: outcome.epochs, place] = figures[: outcome.epochs]
+        validated = validated or outcome.validation_loss is not None
+    return ManyResult(
+        [task.network for task in tasks],
+        histories["loss"],
+        histories["validation_loss"] if validated else None,
+        histories["validation_score"] if validated else None,
+        epochs,
+        best,
+        stopped,
+        np.array([task.settings.seed for task in tasks]),
+        seconds,
+        compile_seconds,
+    )
