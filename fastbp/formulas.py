@@ -96,8 +96,10 @@ from fastbp.workspace import (
 @kernel
 def activate(plan, kind, z, n, a):
     """a = f(z) for n elements, whole vectors;  writes a, which may be z."""
-    # The branch inside the loop goes the same way each time, so that it is predicted.
-    for q in range(0, n, lanes_of(a)):
+    # The branch inside the loop goes the same way each time, so that it is predicted; it takes as long as RELU does.
+    for q in range(0, n if kind == RELU else 0, lanes_of(a)):
+        store(at(a, q), 0, activation(plan, RELU, load(1, 1, at(z, q), 0)))
+    for q in range(0, 0 if kind == RELU else n, lanes_of(a)):
         store(at(a, q), 0, activation(plan, kind, load(1, 1, at(z, q), 0)))
 
 
@@ -148,7 +150,9 @@ def softplus(z):
 @kernel
 def slope(plan, kind, delta, kept, n):
     """delta *= f'(z) for n elements, whole vectors, kept as in `times_slope`;  writes delta."""
-    for q in range(0, n, lanes_of(kept)):
+    for q in range(0, n if kind == RELU else 0, lanes_of(kept)):  # for the reason in `activate`
+        store(at(delta, q), 0, times_slope(plan, RELU, load(1, 1, at(delta, q), 0), load(1, 1, at(kept, q), 0)))
+    for q in range(0, 0 if kind == RELU else n, lanes_of(kept)):
         store(at(delta, q), 0, times_slope(plan, kind, load(1, 1, at(delta, q), 0), load(1, 1, at(kept, q), 0)))
 
 

@@ -47,7 +47,10 @@ from fastbp.workspace import (
 Array = NDArray[Any]
 
 MOST_BLOCKS = 2**24  # of one call
-WIDEST = 64  # units of a layer up to which lanes are used; measured: see benchmarks/many.md
+# Parameters up to which lanes are faster than one network after the other, and rows of a batch that count as much as
+# its update: 16-64-64-1 (5,313) took 0.9 to 1.1 times as long with batches of 32, 0.3 to 0.8 with single rows, and
+# 16-32-1 (577) half as long and as long.
+MOST_PARAMETERS, ROWS_OF_UPDATE = 4000, 6
 
 
 class Task(NamedTuple):
@@ -91,9 +94,10 @@ class Rows(NamedTuple):
 # --- which networks share a group -------------------------------------------------------------------------------------
 
 
-def in_lanes(network: Network) -> bool:
-    """Whether a network is trained in a lane; a wider one has more than enough work for all lanes by itself."""
-    return max(network.sizes) <= WIDEST
+def in_lanes(task: Task) -> bool:
+    """Whether a network is trained in a lane: a larger one would not stay in the caches eight or sixteen times."""
+    batch_size = batch_of(task.settings, counts(task)[0])
+    return task.network.params.size * (batch_size + ROWS_OF_UPDATE) <= MOST_PARAMETERS * batch_size
 
 
 def key_of(task: Task) -> Any:
@@ -318,10 +322,11 @@ class Workshop:
         self.outcomes: dict[int, Outcome] = {}
         buckets: dict[Any, list[Task]] = {}
         self.alone: deque[Task] = deque()
+        compiled = engine("numba").PANELS  # and not the reference, which has no lanes
         for task in tasks:
             if task.epochs == 0:
                 self._finish(task, Outcome(task.network.params.copy(), "epochs", 0, np.zeros(0), None, None, None))
-            elif in_lanes(task.network):
+            elif compiled and in_lanes(task):
                 buckets.setdefault(key_of(task), []).append(task)
             else:
                 self.alone.append(task)
@@ -425,8 +430,3 @@ class Workshop:
     def _finish(self, task: Task, outcome: Outcome) -> None:
         self.outcomes[task.place] = outcome
         self.attend(len(self.outcomes))
-
-
-def engine_is_compiled() -> bool:
-    """Whether kernels are compiled, and not Python's."""
-    return engine("numba").PANELS

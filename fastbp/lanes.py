@@ -504,9 +504,7 @@ def backward(plan, group, x, S, first):
         # gradient[i, o] += sum_s a[i, s] delta[o, s]
         product(a, S, V, samples, delta, S, V, gradient, O * V, V, I, O, gradient, O * V, V)
         if plan.biases:
-            for o in range(O):
-                bias = at(gradient, (I * O + o) * V)
-                store(bias, 0, load(1, 1, bias, 0) + samples_sum(at(delta, o * S), S))
+            bias_gradient(delta, O, S, at(gradient, I * O * V))
         if layer > 0:
             # delta_below[i, s] = f'(z[i, s]) sum_o w[i, o] delta[o, s], and what dropout did to a[i, s]
             below, kept = at(group.deltas, top), at(group.kept, top) if plan.keeps[layer - 1] else a
@@ -514,6 +512,21 @@ def backward(plan, group, x, S, first):
             slope(plan, plan.kinds[layer - 1], below, kept, I * S)
             if plan.dropout[layer - 1] > 0:
                 if_full(plan, None, dropout, plan, group, layer - 1, True, first, below, I, S, below)
+
+
+@kernel
+def bias_gradient(delta, O, S, gradient):
+    """gradient[o] += sum_s delta[o, s], four outputs at once, since each addition waits for the last.  Adds to (O,)."""
+    V, o = lanes_of(delta), 0
+    while o + 4 <= O:
+        sums = load(4, 1, at(gradient, o * V), V)
+        for v in range(0, S, V):
+            sums = sums + load(4, 1, at(delta, o * S + v), S)
+        store(at(gradient, o * V), V, sums)
+        o += 4
+    while o < O:
+        store(at(gradient, o * V), 0, load(1, 1, at(gradient, o * V), 0) + samples_sum(at(delta, o * S), S))
+        o += 1
 
 
 @kernel
@@ -620,8 +633,15 @@ def step(plan, group, rows):
         correct(plan, group, plan.weighted)
     if plan.optimizer == ADAMW:
         if_full(plan, None, decay, plan, group)
-    for q in range(0, plan.parameters * V, V):
-        update(plan, group, q, weight)
+    if plan.optimizer == PLAIN_SGD and not plan.weighted:
+        rate = load(1, 1, at(numbers, RATE * V), 0)
+        for q in range(0, plan.parameters * V, V):
+            w, g = at(group.params, q), at(group.gradient, q)
+            store(w, 0, plain_sgd_of(load(1, 1, w, 0), load(1, 1, g, 0), scale, rate))
+            store(g, 0, zeros(1, 1, g))
+    else:
+        for q in range(0, plan.parameters * V, V):
+            update(plan, group, q, weight)
     if plan.weighted:
         store(at(numbers, BATCH * V), 0, zeros(1, 1, numbers))
 

@@ -11,7 +11,7 @@ import pytest
 
 import fastbp
 from fastbp import ManyResult, train, train_many, workspace
-from fastbp.groups import WIDEST, Bucket, Lanes, Workshop
+from fastbp.groups import MOST_PARAMETERS, Bucket, Lanes, Workshop
 from fastbp.many import _tasks, _told
 from fastbp.workspace import GROUP_EPOCH
 
@@ -63,7 +63,7 @@ TRAININGS = {
         {"hidden": 5, "loss": "absolute_error", "batch_size": 3, "shuffle": False, "sample_weight": WEIGHTS,
          "epochs": 4},
     ),
-    "wide": (NUMBERS, {"hidden": WIDEST + 1, "epochs": 3}),
+    "wide": (NUMBERS, {"hidden": MOST_PARAMETERS // 7, "epochs": 3}),
 }  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def test_settings_may_differ_from_network_to_network():
         {"hidden": 3, "rows": rows, "validation_rows": np.arange(1, N, 2), "epochs": 4},
         {"hidden": 3, "sample_weight": WEIGHTS},
         {"hidden": 3, "optimizer": "sgd", "epochs": 0},
-        {"hidden": 100},
+        {"hidden": 600},
     ]
     result = train_many(X, NUMBERS, jobs, epochs=6, seed=5)
     own = [dict(job) for job in jobs]
