@@ -43,17 +43,21 @@ _ZIP64 = 2**30  # bytes from which a zip may need further fields
 
 
 def write(path: Path, metadata: dict[str, Any], arrays: dict[str, Array]) -> None:
-    """Save both to exactly this path: what stood there is lost only once the new file is safely on the disk.
+    """Save both to exactly this path, as `replace` does."""
+    name = _name(path)
+    data = _encode(metadata, arrays)
+    _decode(data)  # what cannot be read must not replace what can
+    replace(name, data)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Make a file of exactly this path and these bytes: what stood there is lost only once all is safely on the disk.
 
     A link is followed: the file it points to is replaced, with its permissions kept. A kill at the wrong moment may
     leave a file `.NAME.xxxxxxxxxxxxxxxx.tmp` beside it, which can be deleted. An OSError means that the old file is
     untouched; only if the disk fails to confirm the new name, which comes last, the new one is there, and whole.
     """
-    name = checks.path(path)
-    if os.path.basename(name) in ("", os.curdir, os.pardir):  # realpath() would make a file of "directory/"
-        raise IsADirectoryError(errno.EISDIR, "is a directory", name)
-    data = _encode(metadata, arrays)
-    _decode(data)  # what cannot be read must not replace what can
+    name = _name(path)
     target = os.path.realpath(name)
     replaced = os.stat(target) if os.path.exists(target) else None
     if replaced and not stat.S_ISREG(replaced.st_mode):  # os.replace would put a file in the place of /dev/null
@@ -74,6 +78,14 @@ def write(path: Path, metadata: dict[str, Any], arrays: dict[str, Array]) -> Non
             os.unlink(temporary)
         raise
     _sync_directory(directory)
+
+
+def _name(path: Path) -> str:
+    """Return the path of a file to be written."""
+    name = checks.path(path)
+    if os.path.basename(name) in ("", os.curdir, os.pardir):  # realpath() would make a file of "directory/"
+        raise IsADirectoryError(errno.EISDIR, "is a directory", name)
+    return name
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
