@@ -1,4 +1,4 @@
-"""Networks for the neighbours: to and from scikit-learn's MLP, to and from the state dict of a PyTorch module.
+"""Networks for others: to and from scikit-learn's MLP and the state dict of a PyTorch module, and to ONNX.
 
 fastbp and scikit-learn keep the weights of a layer as (inputs, outputs), PyTorch as (outputs, inputs). What is handed
 out are copies, and what is handed in is never written to.
@@ -6,7 +6,9 @@ out are copies, and what is handed in is never written to.
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastbp import checks
+from fastbp import checkpoint, checks, onnx_graph
 from fastbp.choices import CLASSIFYING, LOSSES
 from fastbp.network import Network
+from fastbp.scalars import attribute, plain, shown
 
 Array = NDArray[Any]
 
@@ -28,6 +31,11 @@ SKLEARN_OUTPUTS = {
     "binary_cross_entropy": "logistic",
     "cross_entropy": "softmax",
 }
+
+EXPORTED = (
+    "a Network, a fitted MLPClassifier or MLPRegressor of fastbp.sklearn or scikit-learn, "
+    "or a Pipeline of scikit-learn with a StandardScaler and one of these"
+)
 
 _TORCH_NAME = re.compile(r"(0|[1-9][0-9]{0,8})\.(weight|bias)")
 
@@ -259,6 +267,63 @@ def from_torch(
     return _network(weights, biases, bias=bias, activation=activation, output=output, loss=loss)
 
 
+def to_onnx(
+    network: Any,
+    path: str | os.PathLike[str],
+    *,
+    classes: Sequence[Any] | None = None,
+    scaler: Any = None,
+) -> None:
+    """Write a model of ONNX that predicts what the network does: opset 17, IR 8, plain tensors, any number of rows.
+
+    Its input is "X" (rows, inputs), in the precision of the network. A network for numbers has the output
+    "predictions" (rows, outputs). One for classes has "label" (rows,) and "probabilities" (rows, classes); with several
+    outputs of "binary_cross_entropy" both have a column for each output, and a label is 0 or 1.
+
+    Parameters
+    ----------
+    network : Network, estimator or Pipeline
+        With an estimator, fitted, of `fastbp.sklearn` or scikit-learn's MLP, its classes become the labels. A Pipeline
+        of scikit-learn may have a StandardScaler before it.
+    path : str or os.PathLike
+        Exactly the name of the file; written as `Network.save` writes.
+    classes : sequence of int or str, optional
+        The labels, one for each class; by default those of the estimator, or 0, 1, ...
+    scaler : StandardScaler or pair (mean, scale) of array_like, optional
+        What inputs pass first: ``(X - mean) / scale``, each of shape (inputs,), computed in the precision of the
+        network.
+
+    Raises
+    ------
+    ParameterError
+        If `classes` are not one label for each class, or given where the network has none, if `scaler` is not fitted,
+        or given with a Pipeline that has one, if the network has the loss "cross_entropy" and one output, or
+        parameters of 2 GiB, which no such file can hold, or if `path` contains the character NUL.
+    ParameterTypeError
+        If an argument has the wrong type.
+    DataError
+        If parameters are not finite, or mean and scale do not fit the inputs or the precision, or a scale is not above
+        0.
+    ImportError
+        If onnx is not installed.
+    OSError
+        If the file cannot be written; the old one is untouched then.
+
+    Examples
+    --------
+    >>> to_onnx(Network((2, 3, 3), loss="cross_entropy", seed=0), "network.onnx", classes=["red", "green", "blue"])
+    >>> import onnx
+    >>> [output.name for output in onnx.load("network.onnx").graph.output]
+    ['label', 'probabilities']
+    """
+    ready, scaling, labels = _exported(network, None, scaler, classes)
+    try:
+        importlib.import_module("onnx")
+    except ImportError as error:
+        raise ImportError('to_onnx needs onnx: pip install "fastbp[onnx]"') from error
+    checkpoint.replace(path, onnx_graph.model(ready, scaling, labels))
+
+
 def _estimators(function: str) -> tuple[Any, Any]:
     """Return scikit-learn's two classes."""
     try:
@@ -317,3 +382,100 @@ def _network(weights: list[Array], biases: list[Array], *, bias: bool = True, **
         for ours, theirs in zip(network.biases, biases, strict=True):
             ours[:] = theirs
     return network
+
+
+def _exported(
+    network: Any, dtype: np.dtype[Any] | None, scaler: Any, classes: Any
+) -> tuple[Network, tuple[Array, Array] | None, list[Any] | None]:
+    """Return network, mean and scale, and labels of what is to be exported, all checked and in one precision."""
+    if not issubclass(type(network), Network):
+        network, scaler, classes = _taken_apart(network, scaler, classes)
+    checks.parameters(network.params, network.sizes, network.bias)
+    if network.loss == "cross_entropy" and network.sizes[-1] < 2:
+        raise checks.ParameterError("must end with at least 2 outputs for a classifier, got 1", "network.sizes")
+    if dtype is not None and dtype != network.params.dtype:
+        checks.finite("network.params", network.params, dtype)
+        *hidden, output = network.activations
+        settings = {"loss": network.loss, "huber_delta": network.huber_delta, "bias": network.bias}
+        other = Network(network.sizes, activation=hidden, output=output, init="zeros", seed=0, dtype=dtype, **settings)
+        with np.errstate(under="ignore"):
+            other.params = network.params.astype(dtype)
+        network = other
+    scaling = None if scaler is None else _scaling(scaler, network.sizes[0], network.params.dtype)
+    return network, scaling, None if classes is None else _labels(classes, network.loss, network.sizes[-1])
+
+
+def _taken_apart(model: Any, scaler: Any, classes: Any) -> tuple[Network, Any, Any]:
+    """Return the network of an estimator or a Pipeline, and what scales its inputs and which classes it has."""
+    given = shown(model)
+    try:
+        from sklearn.pipeline import Pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError as error:  # then it is none of its objects
+        raise checks.ParameterTypeError(f"must be {EXPORTED}, got {given}", "network") from error
+    if isinstance(model, Pipeline):
+        steps = [step for _, step in model.steps]
+        given = f"a Pipeline of {', '.join(type(step).__name__ for step in steps)}"
+        if len(steps) == 2 and isinstance(steps[0], StandardScaler):
+            if scaler is not None:
+                raise checks.ParameterError("must be left out where the Pipeline has one", "scaler")
+            scaler, model = steps
+        elif len(steps) == 1:
+            model = steps[0]
+    ours = isinstance(attribute(model, "network_"), Network)
+    if not ours and not (isinstance(model, _estimators("export")) and hasattr(model, "coefs_")):
+        raise checks.ParameterTypeError(f"must be {EXPORTED}, got {given}", "network")
+    network = from_sklearn(model)
+    if classes is None and network.loss in CLASSIFYING and (network.sizes[-1] == 1 or network.loss == "cross_entropy"):
+        classes = model.classes_
+    return network, scaler, classes
+
+
+def _scaling(scaler: Any, inputs: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """Return mean and scale (inputs,), given so or by a StandardScaler, which may leave out either."""
+    pair = plain(scaler)
+    if not isinstance(pair, (list, tuple)):
+        if not all(hasattr(scaler, attribute) for attribute in ("with_mean", "with_std", "transform")):
+            given = shown(scaler)
+            raise checks.ParameterTypeError(f"must be a StandardScaler or a pair (mean, scale), got {given}", "scaler")
+        if not hasattr(scaler, "scale_"):
+            raise checks.ParameterError("must be fitted, got one without 'scale_'", "scaler")
+        mean = scaler.mean_ if scaler.with_mean else np.zeros(scaler.n_features_in_)
+        pair = mean, scaler.scale_ if scaler.with_std else np.ones(scaler.n_features_in_)
+    if len(pair) != 2:
+        raise checks.ParameterError(f"must be a pair (mean, scale), got {shown(scaler)}", "scaler")
+    mean, scale = (checks.layer(f"scaler[{i}]", values, 1) for i, values in enumerate(pair))
+    for i, values in enumerate((mean, scale)):
+        if values.shape != (inputs,):
+            raise checks.DataError(f"must have shape ({inputs},), got shape {values.shape}", f"scaler[{i}]")
+    mean, scale = checks.finite("scaler[0]", mean, dtype), checks.finite("scaler[1]", scale, dtype)
+    if not (scale >= np.finfo(dtype).tiny).all():
+        raise checks.DataError(f"must be above 0, and normal numbers in {dtype}", "scaler[1]")
+    return mean, scale
+
+
+def _labels(classes: Any, loss: str, outputs: int) -> list[Any]:
+    """Return the labels of the classes, all of them integers or all str."""
+    if loss not in CLASSIFYING:
+        raise checks.ParameterError(f"must be left out with the loss {loss!r}, which predicts numbers", "classes")
+    if loss == "binary_cross_entropy" and outputs > 1:
+        raise checks.ParameterError("must be left out where a row has several labels", "classes")
+    given = plain(classes)
+    if isinstance(given, (list, tuple, np.ndarray)):
+        array = np.asarray(given, object)
+        values = [value.item() if isinstance(value, np.generic) else value for value in array.ravel().tolist()]
+    if not isinstance(given, (list, tuple, np.ndarray)) or array.ndim != 1:
+        raise checks.ParameterTypeError(f"must be a sequence of labels, got {shown(classes)}", "classes")
+    values = [int(value) if isinstance(value, bool) else plain(value) for value in values]
+    if {type(value) for value in values} not in ({int}, {str}, set()):
+        raise checks.ParameterTypeError("must be integers or strings, all of them alike", "classes")
+    expected = max(outputs, 2)
+    if len(values) != expected or len(set(values)) != expected:
+        given = f"{len(values)}, of which {len(set(values))} differ"
+        raise checks.ParameterError(f"must be {expected} different labels, got {given}", "classes")
+    for value in values:
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise checks.ParameterError("must be integers of 64 bits", "classes")
+        if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+            raise checks.ParameterError("must not contain the character NUL or half a surrogate pair", "classes")
+    return values
