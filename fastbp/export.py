@@ -1,4 +1,4 @@
-"""Networks for others: to and from scikit-learn's MLP and the state dict of a PyTorch module, and to ONNX.
+"""Networks for others: to and from scikit-learn's MLP and the state dict of a PyTorch module, and to ONNX and C.
 
 fastbp and scikit-learn keep the weights of a layer as (inputs, outputs), PyTorch as (outputs, inputs). What is handed
 out are copies, and what is handed in is never written to.
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastbp import checkpoint, checks, onnx_graph
+from fastbp import c_code, checkpoint, checks, onnx_graph
 from fastbp.choices import CLASSIFYING, LOSSES
 from fastbp.network import Network
 from fastbp.scalars import attribute, plain, shown
@@ -32,6 +32,13 @@ SKLEARN_OUTPUTS = {
     "cross_entropy": "softmax",
 }
 
+C_NAME = re.compile(r"[A-Za-z](_?[A-Za-z0-9])*")  # two underscores, or one at an end, are reserved somewhere
+C_KEYWORDS = (
+    "alignas", "alignof", "auto", "bool", "break", "case", "char", "const", "constexpr", "continue", "default", "do",
+    "double", "else", "enum", "extern", "false", "float", "for", "goto", "if", "inline", "int", "long", "nullptr",
+    "register", "restrict", "return", "short", "signed", "sizeof", "static", "static_assert", "struct", "switch",
+    "thread_local", "true", "typedef", "typeof", "typeof_unqual", "union", "unsigned", "void", "volatile", "while",
+)  # fmt: skip
 EXPORTED = (
     "a Network, a fitted MLPClassifier or MLPRegressor of fastbp.sklearn or scikit-learn, "
     "or a Pipeline of scikit-learn with a StandardScaler and one of these"
@@ -322,6 +329,74 @@ def to_onnx(
     except ImportError as error:
         raise ImportError('to_onnx needs onnx: pip install "fastbp[onnx]"') from error
     checkpoint.replace(path, onnx_graph.model(ready, scaling, labels))
+
+
+def to_c(
+    network: Any,
+    path: str | os.PathLike[str],
+    *,
+    name: str,
+    dtype: Any = None,
+    scaler: Any = None,
+    classes: Sequence[Any] | None = None,
+) -> None:
+    """Write one file of C99 that predicts what the network does, for a row at a time, without allocating memory.
+
+    With the name "iris" it defines ``iris_predict(x, y, scratch)``, which writes what `Network.predict` returns, and
+    the macros ``IRIS_INPUTS``, ``IRIS_OUTPUTS`` and ``IRIS_SCRATCH``, the number of numbers that the caller lends it.
+    For classes it also has ``iris_probabilities(x, p, scratch)``, ``iris_class(x, scratch)``, which returns the number
+    of the likeliest, ``IRIS_CLASSES`` and, if they have labels, the array ``iris_classes`` of them; where a row has
+    several labels ``iris_labels(x, labels, scratch)`` writes a 0 or 1 for each. The comment at its beginning tells
+    this, and what it takes of memory and time; compiled with ``-DIRIS_SELFTEST`` it is a program that checks itself.
+
+    Parameters
+    ----------
+    network : Network, estimator or Pipeline
+        As for `to_onnx`.
+    path : str or os.PathLike
+        Exactly the name of the file; written as `Network.save` writes.
+    name : str
+        What all its names begin with: an identifier of C in ASCII, no keyword, without an underscore at an end or two
+        in a row.
+    dtype : {"float64", "float32"}, optional
+        Precision of numbers and arithmetic; by default that of the network. Parameters are rounded to it.
+    scaler, classes
+        As for `to_onnx`.
+
+    Raises
+    ------
+    ParameterError, ParameterTypeError, OSError
+        As `to_onnx` does, or if `name` or `dtype` is none.
+    DataError
+        As `to_onnx` does, or if parameters overflow `dtype`, or predictions do, for inputs of 0 too.
+
+    Notes
+    -----
+    Where the machine fuses multiply-adds, sums have the bits of `Network.predict`, and so has all that follows from
+    them by "identity", "relu" and "leaky_relu". The other activations call the C library, and an output then agrees to
+    4 units in the last place of the numbers that lead to it; so it does where products are rounded first. Subnormal
+    numbers are kept, which `predict` on x86 counts as 0.
+
+    Examples
+    --------
+    >>> to_c(Network((2, 3, 1), seed=0), "network.c", name="net")
+    >>> with open("network.c") as file:
+    ...     print(*[line for line in file if line.startswith("#define NET_S")])
+    #define NET_SCRATCH 3
+    <BLANKLINE>
+    """
+    chosen = None if dtype is None else checks.dtype(dtype)
+    word = plain(name)
+    if not isinstance(word, str):
+        raise checks.ParameterTypeError(f"must be a str, got {shown(name)}", "name")
+    if not C_NAME.fullmatch(word) or word in C_KEYWORDS:
+        raise checks.ParameterError(
+            "must be letters of ASCII, digits and single underscores between them, with a letter first, and no keyword "
+            f"of C, got {shown(word)}",
+            "name",
+        )
+    ready, scaling, labels = _exported(network, chosen, scaler, classes)
+    checkpoint.replace(path, c_code.source(ready, word, scaling, labels).encode("ascii"))
 
 
 def _estimators(function: str) -> tuple[Any, Any]:
