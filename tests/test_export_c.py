@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import EPSILON, TINY
+from helpers import EPSILON, ROOT, TINY
 
 from fastbp import c_code, reference
 from fastbp.checks import DataError, ParameterError, ParameterTypeError
@@ -162,14 +162,13 @@ def test_network_agrees_to_four_units_in_the_last_place(activation, dtype, compi
 
 @pytest.mark.parametrize("init", ["uniform", "glorot_uniform"])
 def test_wide_network_agrees_to_four_units_in_the_last_place(init, compiler, rng, tmp_path):
-    network = Network((500, 400, 2), activation="relu", init=init, seed=0)
-    X = abs(rows_of(10, 500, "float64", rng))  # with uniform weights nothing cancels
+    network = Network((400, 200, 2), activation="relu", init=init, seed=0)
+    X = abs(rows_of(10, 400, "float64", rng))  # with uniform weights nothing cancels
 
     expected, units = network.predict(X), units_of(network, X)
     actual = built(compiler, tmp_path, network).predict(X)
 
     assert (abs(actual - expected) <= 4 * units).all()
-    assert (actual != expected).any() or fusing() == []
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -297,6 +296,26 @@ def test_parameters_are_rounded_to_the_precision_that_is_asked_for(given, asked,
     assert library.dtype == np.dtype(asked)
     assert (abs(actual.astype(float) - expected) <= 4 * units_of(other, X)).all()
     assert network.params.tobytes() == before
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_lines_of_the_readme_make_a_file_that_predicts_what_the_model_does(compiler, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("sklearn.datasets")
+    (example,) = re.findall(r"^```python\n((?:>>> .*\n)*>>> .*to_c\(.*\n)", README, re.MULTILINE)
+    (other,) = re.findall(r"^```c\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    X, _ = datasets.load_iris(return_X_y=True)
+    monkeypatch.chdir(tmp_path)
+    lines, names = example.splitlines(), {}
+    exec("\n".join(line.removeprefix(">>> ") for line in lines), names)
+    (tmp_path / "other.c").write_text(other, encoding="ascii")
+    run(compiler, *STRICT, "-c", tmp_path / "other.c", "-o", tmp_path / "other.o")
+    run(compiler, *STRICT, "-DIRIS_SELFTEST", tmp_path / "iris.c", "-o", tmp_path / "program", "-lm")
+
+    assert len(lines) == 6
+    assert run(tmp_path / "program").startswith("0 of 15 predictions are off")
+    assert Library(compiler, tmp_path / "iris.c", "iris")("class", X).tolist() == names["model"].predict(X).tolist()
 
 
 # --- the file -------------------------------------------------------------------------------------------------------
@@ -436,10 +455,9 @@ def test_file_is_plain_and_the_same_each_time(tmp_path, by_reference):
     assert not re.search(rb"\b(malloc|calloc|static (?!const|double net_|void net_))", first.partition(b"int main")[0])
 
 
-@pytest.mark.parametrize("flags", [[], SANITIZED[:1]], ids=["optimised", "debug"])
-def test_threads_may_predict_at_once(flags, compiler, rng, tmp_path, by_reference):
+def test_threads_may_predict_at_once(compiler, rng, tmp_path, by_reference):
     network, X = network_of((30, 60, 60, 2), activation="tanh"), rows_of(400, 30, "float64", rng)
-    library = built(compiler, tmp_path, network, flags)
+    library = built(compiler, tmp_path, network)
     expected, found = library.predict(X), {}
     barrier = threading.Barrier(2)
 

@@ -366,7 +366,7 @@ def pipelines():
     compose, linear = pytest.importorskip("sklearn.pipeline"), pytest.importorskip("sklearn.linear_model")
     processing, own = pytest.importorskip("sklearn.preprocessing"), pytest.importorskip("fastbp.sklearn")
     neural_network = pytest.importorskip("sklearn.neural_network")
-    X, y = np.arange(6.0).reshape(3, 2), [0.0, 1.0, 2.0]
+    X, y = np.arange(60.0).reshape(30, 2), np.linspace(0, 1, 30)
     fitted = own.MLPRegressor(hidden_layer_sizes=(2,), tol=1e9, n_iter_no_change=1).fit(X, y)
     scaler = processing.StandardScaler().fit(X)
     return {
@@ -391,7 +391,9 @@ def test_scaler_that_is_not_fitted_or_one_too_many_is_refused(tmp_path, monkeypa
     monkeypatch.undo()
     compose, processing = pytest.importorskip("sklearn.pipeline"), pytest.importorskip("sklearn.preprocessing")
     own = pytest.importorskip("fastbp.sklearn")
-    fitted = own.MLPRegressor(hidden_layer_sizes=(2,), tol=1e9, n_iter_no_change=1).fit(np.eye(2), [0.0, 1.0])
+    fitted = own.MLPRegressor(hidden_layer_sizes=(2,), tol=1e9, n_iter_no_change=1).fit(
+        np.eye(30, 2), np.linspace(0, 1, 30)
+    )
     scaler = processing.StandardScaler()
 
     with pytest.raises(ParameterError, match="'scaler' must be fitted, got one without 'scale_'"):
