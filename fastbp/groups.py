@@ -30,7 +30,6 @@ from fastbp.workspace import (
     GROUP_EPOCH,
     GROUP_LAID,
     GROUP_RATE,
-    GROUP_TOGETHER,
     GROUP_UNTIL,
     PENALTY,
     POWER1,
@@ -101,7 +100,7 @@ def in_lanes(task: Task) -> bool:
 
 
 def key_of(task: Task) -> Any:
-    """X the same path through the same loops."""
+    """Return what the networks of a group have in common; what is equal takes the same path through the loops."""
     told, network = task.settings, task.network
     n, held = counts(task)
     weighted = task.weights is not None or told.class_weight is not None
@@ -174,7 +173,7 @@ class Bucket:
             patience=-1 if told.patience is None else told.patience, min_delta=told.min_delta,
             keep_best=bool(held) and told.patience is not None,
         )  # fmt: skip
-        self.columns = {task.place: column for column, task in enumerate(tasks)}
+        self.lines = {task.place: line for line, task in enumerate(tasks)}
 
     def open(self, data: Array) -> None:
         """Prepare what all groups share: the data (n, F), flat, and the losses."""
@@ -183,9 +182,9 @@ class Bucket:
         if validation is not None:
             self.held_data = rows_of(*validation).ravel()
         epochs = max(task.epochs for task in self.tasks)
-        self.loss = np.full((epochs, width), np.nan)
+        self.loss = np.full((width, epochs), np.nan)
         held = epochs if self.plan.validation_rows else 0
-        self.validation_loss, self.validation_misfit = np.full((2, held, width), np.nan)
+        self.validation_loss, self.validation_misfit = np.full((2, width, held), np.nan)
         self.spreads: dict[int, tuple[float, ...]] = {}
 
     def bytes_needed(self, groups: int) -> tuple[int, int]:
@@ -196,13 +195,13 @@ class Bucket:
         return groups * VECTOR_BYTES * sum(group_sizes(plan, self.own_rows).values()), kept
 
     def outcome(self, task: Task, params: Array, stopped: str, epochs: int) -> Outcome:
-        """Say what became of a network, of whose losses the bucket has a column."""
-        column, plan = self.columns[task.place], self.plan
-        loss = self.loss[:, column]
+        """Say what became of a network, of whose losses the bucket has a line."""
+        line, plan = self.lines[task.place], self.plan
+        loss = self.loss[line]
         loss[epochs:] = np.nan
         if not plan.validation_rows:
             return Outcome(params, stopped, epochs, loss, None, None, None)
-        losses, misfit = self.validation_loss[:, column], self.validation_misfit[:, column]
+        losses, misfit = self.validation_loss[line], self.validation_misfit[line]
         losses[epochs:] = misfit[epochs:] = np.nan
         watched = (misfit if plan.watched == VALIDATION_MISFIT else losses)[:epochs]
         return Outcome(
@@ -211,7 +210,7 @@ class Bucket:
             epochs,
             loss,
             losses,
-            scored(misfit, np.array(self.spreads.get(column, ()))),
+            scored(misfit, np.array(self.spreads.get(line, ()))),
             best_of(watched),
         )
 
@@ -253,13 +252,13 @@ class Lanes:
         totals[GROUP_RATE] = told.optimizer.learning_rate
         group.seeds[lane], group.begun[lane], group.status[lane] = told.seed, begun, self.kernels.RUNNING
         group.stale[lane::V] = 0
-        column = bucket.columns[task.place]
-        group.columns[lane] = column - begun * len(bucket.tasks)
+        line = bucket.lines[task.place]
+        group.histories[lane] = line * bucket.loss.shape[1] - begun
         if bucket.own_rows or plan.shuffled or plan.validation_rows:
-            self._give_rows(lane, task, column)
+            self._give_rows(lane, task, line)
         group.position[GROUP_LAID] = 0
 
-    def _give_rows(self, lane: int, task: Task, column: int) -> None:
+    def _give_rows(self, lane: int, task: Task, line: int) -> None:
         group, V = self.group, self.bucket.lanes
         own = rows_of_task(task)
         if group.rows.size:
@@ -268,7 +267,7 @@ class Lanes:
             group.weights[lane::V] = 1 if own.weights is None else own.weights
         group.held[lane::V] = own.held
         group.held_weights[lane::V] = 1 if own.held_weights is None else own.held_weights
-        self.bucket.spreads[column] = own.spread
+        self.bucket.spreads[line] = own.spread
         if own.spread:
             group.spread[lane::V] = own.spread
 
@@ -295,8 +294,8 @@ class Lanes:
         return ended
 
     def fill(self, threads: int) -> bool:
-        """Give free lanes to those who wait, as many as leave their share to the other threads; return if any is in."""
-        waiting, V, group = self.bucket.waiting, self.bucket.lanes, self.group
+        """Give free lanes to those who wait, to so many threads alike; return whether any network is in."""
+        waiting, group = self.bucket.waiting, self.group
         free = [lane for lane, task in enumerate(self.tasks) if task is None]
         for lane in free[: math.ceil(len(waiting) / threads)]:
             try:
@@ -306,8 +305,6 @@ class Lanes:
         there = [lane for lane, task in enumerate(self.tasks) if task is not None]
         if there:
             group.position[GROUP_UNTIL] = self.ends[there].min()
-            columns = group.columns
-            group.position[GROUP_TOGETHER] = len(there) == V and bool((np.diff(columns) == 1).all())
         return bool(there)
 
 
@@ -383,7 +380,7 @@ class Workshop:
 
     def _train_group(self, bucket: Bucket) -> None:
         lanes, blocks = Lanes(bucket), 1
-        while lanes.fill(self.threads):
+        while lanes.fill(1 if any(other.waiting for other in self.buckets if other is not bucket) else self.threads):
             ended = False
             while not ended:
                 if self.halt.is_set():

@@ -98,7 +98,6 @@ from fastbp.workspace import (
     GROUP_LAID,
     GROUP_RATE,
     GROUP_ROW,
-    GROUP_TOGETHER,
     GROUP_UNTIL,
     LOSS,
     MISFIT,
@@ -285,9 +284,8 @@ def record(plan, group, place, history, weighted, rows):
 
     Returns 0, or NaN if a figure is not finite.
     """
-    V, totals = lanes_of(group.params), group.totals
-    row, rest = group.position[GROUP_EPOCH] * group.networks, zeros(1, 1, totals)
-    together = group.position[GROUP_TOGETHER] != 0
+    V, totals, epoch = lanes_of(group.params), group.totals, group.position[GROUP_EPOCH]
+    rest = zeros(1, 1, totals)
     for v in range(0, V, lanes_of(totals)):
         total, figure = at(totals, place * V + v), at(totals, FIGURE * V + v)
         weight = zeros(1, 1, totals) + rows
@@ -296,12 +294,10 @@ def record(plan, group, place, history, weighted, rows):
         mean = load(1, 1, total, 0) / weight
         store(figure, 0, mean)
         store(total, 0, zeros(1, 1, totals))
-        if together:
-            store(at(history, row + group.columns[0] + v), 0, mean)
         rest = multiply_add(mean, 0.0, rest)
-    for v in range(np.int64(0) if together else V):
+    for v in range(V):
         if group.status[v] == RUNNING:
-            history[row + group.columns[v]] = totals[FIGURE * V + v]
+            history[group.histories[v] + epoch] = totals[FIGURE * V + v]
     return lane_sum(rest)
 
 

@@ -400,25 +400,24 @@ def _result(tasks: list[Task], outcomes: dict[int, Outcome], began: float, compi
     """Gather what became of all networks."""
     seconds = time.perf_counter() - began - compile_seconds
     longest = max((outcome.epochs for outcome in outcomes.values()), default=0)
-    histories = {
-        name: np.full((longest, len(tasks)), np.nan) for name in ("loss", "validation_loss", "validation_score")
-    }
-    validated = False
+    validated = any(outcome.validation_loss is not None for outcome in outcomes.values())
+    # (networks, epochs): a line is copied in one go.
+    names = ("loss", "validation_loss", "validation_score")[: 3 if validated else 1]
+    histories = {name: np.full((len(tasks), longest), np.nan) for name in names}
     epochs, best = np.zeros((2, len(tasks)), np.int64)
     stopped = ["interrupted"] * len(tasks)
     for place, outcome in outcomes.items():
-        tasks[place].network.params = outcome.params
+        tasks[place].network._params[:] = outcome.params
         stopped[place], epochs[place], best[place] = outcome.stopped, outcome.epochs, outcome.best_epoch or 0
         for name, history in histories.items():
             figures = getattr(outcome, name)
             if figures is not None:
-                history[: outcome.epochs, place] = figures[: outcome.epochs]
-        validated = validated or outcome.validation_loss is not None
+                history[place, : outcome.epochs] = figures[: outcome.epochs]
     return ManyResult(
         [task.network for task in tasks],
-        histories["loss"],
-        histories["validation_loss"] if validated else None,
-        histories["validation_score"] if validated else None,
+        histories["loss"].T,
+        histories["validation_loss"].T if validated else None,
+        histories["validation_score"].T if validated else None,
         epochs,
         best,
         stopped,

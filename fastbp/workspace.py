@@ -79,11 +79,11 @@ LEAST_CAUTION = 3
 FIGURES_PLACES = 8  # a cache line
 EDGE_ROWS = 8  # of W, at least as many as a tile has
 
-# Places in Group.position: where the next call goes on, the epoch of the group at whose end a network will be done,
-# whether the rows of a block are those of the epoch before, and whether networks whose losses lie one beside the other
-# fill the group; in Group.totals, as in Memory.totals; and in Group.numbers, in the working precision.
-GROUP_PLACES = 5
-GROUP_ROW, GROUP_EPOCH, GROUP_UNTIL, GROUP_LAID, GROUP_TOGETHER = range(GROUP_PLACES)
+# Places in Group.position: where the next call goes on, the epoch of the group at whose end a network will be done, and
+# whether the rows of a block are those of the epoch before; in Group.totals, as in Memory.totals; and in Group.numbers,
+# in the working precision.
+GROUP_PLACES = 4
+GROUP_ROW, GROUP_EPOCH, GROUP_UNTIL, GROUP_LAID = range(GROUP_PLACES)
 GROUP_TOTALS_PLACES = 13
 GROUP_RATE, FIGURE, WATCHED = range(10, GROUP_TOTALS_PLACES)  # before the schedule; the last of an epoch
 NUMBERS_PLACES = 10
@@ -238,16 +238,15 @@ class Group(NamedTuple):
     drawn: NDArray[np.int64]  # (block, V) rows of the data for a block
     drawn_weights: Array  # (block, V)
     begun: NDArray[np.int64]  # (V,) epochs of the group before the network came
-    columns: NDArray[np.int64]  # (V,) where its losses are, in the first epoch of the group
+    histories: NDArray[np.int64]  # (V,) where its losses would be of the first epoch of the group
     status: NDArray[np.int64]  # (V,) whether there is a network, and whether and how it has ended
     stale: NDArray[np.int64]  # (2, V) epochs that were no better than the best, for early stopping and the schedule
     position: NDArray[np.int64]  # (GROUP_PLACES,)
     totals: NDArray[np.float64]  # (GROUP_TOTALS_PLACES, V)
     vector: NDArray[np.float64]  # (8,) one vector of float64
-    loss: NDArray[np.float64]  # (epochs, networks) of all groups
+    loss: NDArray[np.float64]  # (networks, epochs) of all groups
     validation_loss: NDArray[np.float64]  # likewise
     validation_misfit: NDArray[np.float64]
-    networks: int  # columns of these
     own_rows: bool  # whether networks have rows or weights of their own, or an order of them
     drawn_anew: bool  # whether anything is drawn or computed for each epoch
 
@@ -539,7 +538,7 @@ def group_sizes(plan: Plan, own_rows: bool) -> dict[str, int]:
         "order": plan.rows * plan.shuffled,
         "drawn": block,
         "begun": 1,
-        "columns": 1,
+        "histories": 1,
         "status": 1,
         "stale": 2,
     }
@@ -548,7 +547,7 @@ def group_sizes(plan: Plan, own_rows: bool) -> dict[str, int]:
 def make_group(
     plan: Plan, dtype: Any, loss: Array, validation_loss: Array, validation_misfit: Array, own_rows: bool
 ) -> Group:
-    """Memory of a group, whose losses are columns of these (epochs, networks)."""
+    """Memory of a group, whose losses are rows of these (networks, epochs)."""
     hints = get_type_hints(Group)
     arrays = {
         name: aligned(size * plan.width, np.dtype(np.int64) if hints[name] == NDArray[np.int64] else dtype)
@@ -562,7 +561,6 @@ def make_group(
         loss=loss,
         validation_loss=validation_loss,
         validation_misfit=validation_misfit,
-        networks=loss.shape[1],
         own_rows=own_rows or plan.shuffled,
         drawn_anew=bool(plan.shuffled or plan.dropout.any() or plan.schedule != CONSTANT),
     )
