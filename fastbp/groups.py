@@ -5,6 +5,7 @@ What a group computes is in `lanes.py`, which is compiled and only imported when
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 import time
@@ -57,7 +58,8 @@ class Task(NamedTuple):
 
     place: int  # in the order they were given in
     network: Network
-    settings: Settings
+    settings: Settings  # but for the seed
+    seed: int
     epochs: int
     X: Array  # all rows of the data, shared by all tasks
     y: Array
@@ -107,11 +109,11 @@ def key_of(task: Task) -> Any:
     drops = tuple(rate > 0 for rate in told.dropout)
     optimizer = type(told.optimizer)
     values = tuple(getattr(told.optimizer, name) for name in optimizer.__dataclass_fields__ if name != "learning_rate")
-    same_rows = (task.rows is None and not told.validation) or None
+    own_rows = task.rows is not None or told.validation is not None
     return (
         network._description, network.params.dtype, n, held, batch_of(told, n), optimizer, values, told.schedule,
         told.shuffle, told.mean, told.l2 > 0, drops, told.clip_norm, told.patience, told.min_delta, told.watch,
-        weighted, same_rows, id(task.validation),
+        weighted, own_rows, id(task.validation),
     )  # fmt: skip
 
 
@@ -138,7 +140,7 @@ def rows_of_task(task: Task) -> Rows:
         held_X, held_y, held_weights = task.validation
         held = np.arange(len(held_X))
     elif told.validation:
-        chosen = data_of.chosen(told.seed, len(trained), counts(task)[1])
+        chosen = data_of.chosen(task.seed, len(trained), counts(task)[1])
         trained, held = trained[~chosen], trained[chosen]
     weights = None if task.weights is None else task.weights[trained]
     if told.class_weight is not None:
@@ -250,7 +252,7 @@ class Lanes:
         totals[[POWER1, POWER2, FACTOR]] = 1
         totals[[BEST, BEST_RATE]] = np.inf
         totals[GROUP_RATE] = told.optimizer.learning_rate
-        group.seeds[lane], group.begun[lane], group.status[lane] = told.seed, begun, self.kernels.RUNNING
+        group.seeds[lane], group.begun[lane], group.status[lane] = task.seed, begun, self.kernels.RUNNING
         group.stale[lane::V] = 0
         line = bucket.lines[task.place]
         group.histories[lane] = line * bucket.loss.shape[1] - begun
@@ -318,13 +320,25 @@ class Workshop:
         self.threads, self.attend = threads, attend
         self.outcomes: dict[int, Outcome] = {}
         buckets: dict[Any, list[Task]] = {}
+        keys: dict[Any, Any] = {}  # by what the tasks share, since each takes 10 us
         self.alone: deque[Task] = deque()
         compiled = engine("numba").PANELS  # and not the reference, which has no lanes
         for task in tasks:
             if task.epochs == 0:
                 self._finish(task, Outcome(task.network.params.copy(), "epochs", 0, np.zeros(0), None, None, None))
             elif compiled and in_lanes(task):
-                buckets.setdefault(key_of(task), []).append(task)
+                shared = (
+                    id(task.settings),
+                    id(task.network._description),
+                    id(task.weights),
+                    task.rows is None,
+                    counts(task),
+                    id(task.validation),
+                )
+                key = keys.get(shared)
+                if key is None:
+                    key = keys[shared] = key_of(task)
+                buckets.setdefault(key, []).append(task)
             else:
                 self.alone.append(task)
         self.buckets = [Bucket(group) for group in buckets.values()]
@@ -411,11 +425,12 @@ class Workshop:
         if task.rows is not None:
             X, y, w = X[task.rows], y[task.rows], None if w is None else w[task.rows]
         network = task.network.copy()
-        trainer = Trainer._of(network, task.settings, None)
+        settings = dataclasses.replace(task.settings, seed=task.seed)
+        trainer = Trainer._of(network, settings, None)
         course = trainer._course(Data(X, y, w, validation, held), task.epochs)
         diverged, stopped = trainer._train(course, lambda epoch: "halt" if self.halt.is_set() else None)
         if not self.halt.is_set():
-            result = result_of(network, task.settings, course.plan, course.memory, stopped, 0.0, 0.0)
+            result = result_of(network, settings, course.plan, course.memory, stopped, 0.0, 0.0)
             self._finish(
                 task,
                 Outcome(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import math
 import os
@@ -23,7 +22,6 @@ from fastbp.choices import LOSSES
 from fastbp.groups import Outcome, Task, Workshop
 from fastbp.network import Network
 from fastbp.progress import Progress
-from fastbp.settings import Settings
 from fastbp.threads import cores
 from fastbp.train import train
 
@@ -38,6 +36,7 @@ _OF_SETTINGS = tuple(
     name for name in inspect.signature(settings_of.checked).parameters
     if name in _TOLD and name not in ("seed", "epochs")
 )  # fmt: skip
+_SHARED = tuple(name for name in _TOLD if name not in ("seed", *_OWN))
 _OF_NETWORK = ("activation", "output", "loss", "huber_delta", "bias", "init")
 PARTS = 4  # tasks for each core of this machine that an executor is handed, if not told otherwise
 
@@ -265,61 +264,49 @@ def _known(told: Mapping[str, Any], where: str) -> None:
 
 
 def _tasks(X: Any, y: Any, told: Sequence[dict[str, Any]]) -> list[Task]:
-    """Check all that the networks are told, once for what they share."""
+    """Check all that the networks are told, once for what is the same."""
     arrays: dict[Any, tuple[Array, Array]] = {}
-    weights: dict[Any, Array] = {}
-    checked: dict[Any, Settings] = {}
-    others: dict[int, tuple[Array, Array, Array | None]] = {}
+    kinds: dict[tuple[int, ...], Task] = {}
     tasks = []
     for place, own in enumerate(told):
-        loss = checks.choice("loss", own["loss"], LOSSES)
-        units, epochs = checks.hidden(own["hidden"]), checks.count("epochs", own["epochs"], minimum=0)
-        precision = checks.dtype(own["dtype"], X)
-        values = {name: own[name] for name in _OF_SETTINGS}
-        try:
-            key: Any = (len(units), precision, epochs, tuple(values.values()))
-            hash(key)
-        except TypeError:
-            key = place
-        if key in checked:
-            settings = dataclasses.replace(checked[key], seed=checks.seed(own["seed"]))
-        else:
-            settings = settings_of.checked(len(units), precision, seed=own["seed"], epochs=epochs, **values)
-            checked[key] = settings
-        if (loss, precision) not in arrays:
-            checked_X = checks.features(X, precision, None)
-            arrays[loss, precision] = checked_X, checks.targets(y, loss, len(checked_X), None, precision)
-        rows_X, rows_y = arrays[loss, precision]
-        n, given = len(rows_X), own["sample_weight"]
-        if given is not None and (id(given), precision) not in weights:
-            weights[id(given), precision] = checks.row_weights(given, n, precision)
-        validation = own["validation"]
-        if isinstance(validation, tuple) and id(validation) not in others:
-            data = data_of.checked(
-                settings, precision, loss, rows_X, rows_y, None, validation, rows_X.shape[1], rows_y.shape[1]
-            )
-            if data.validation is not None:
-                others[id(validation)] = data.validation
-        rows = None if own["rows"] is None else checks.row_numbers("rows", own["rows"], n)
-        held = (
-            None if own["validation_rows"] is None else checks.row_numbers("validation_rows", own["validation_rows"], n)
-        )
-        if held is not None and validation is not None:
+        same = tuple([id(own[name]) for name in _SHARED])  # of objects that `told` keeps alive
+        seed, kind = checks.seed(own["seed"]), kinds.get(same)
+        if kind is None:
+            kind = kinds[same] = _first_of(X, y, own, arrays)
+            size = kind.network.params.nbytes + 8 * kind.epochs
+            checks.memory_of_many(0, size, len(told))
+        n, numbers = len(kind.X), {}
+        for name in _OWN:
+            numbers[name] = None if own[name] is None else checks.row_numbers(name, own[name], n)
+        rows, held = numbers["rows"], numbers["validation_rows"]
+        if held is not None and own["validation"] is not None:
             raise checks.ParameterError("must be left out where there are 'validation_rows'", "validation")
-        if held is None and validation is None and settings.watch == "score":
+        if held is None and own["validation"] is None and kind.settings.watch == "score":
             raise checks.ParameterError("must be 'loss' where there is no 'validation', got 'score'", "watch")
-        network = Network(
-            (rows_X.shape[1], *units, rows_y.shape[1]), seed=settings.seed, dtype=precision,
-            **{name: own[name] for name in _OF_NETWORK},
-        )  # fmt: skip
-        tasks.append(
-            Task(
-                place, network, settings, epochs, rows_X, rows_y,
-                None if given is None else weights[id(given), precision], rows, held,
-                others.get(id(validation)) if isinstance(validation, tuple) else None,
-            )
-        )  # fmt: skip
+        network = kind.network._another(own["init"], seed)
+        tasks.append(kind._replace(place=place, network=network, seed=seed, rows=rows, held=held))
     return tasks
+
+
+def _first_of(X: Any, y: Any, own: dict[str, Any], arrays: dict[Any, tuple[Array, Array]]) -> Task:
+    """Check what is told the first of several networks that differ by seed and rows alone."""
+    loss = checks.choice("loss", own["loss"], LOSSES)
+    units, epochs = checks.hidden(own["hidden"]), checks.count("epochs", own["epochs"], minimum=0)
+    precision = checks.dtype(own["dtype"], X)
+    values = {name: own[name] for name in _OF_SETTINGS}
+    settings = settings_of.checked(len(units), precision, seed=0, epochs=epochs, **values)
+    if (loss, precision) not in arrays:
+        checked_X = checks.features(X, precision, None)
+        arrays[loss, precision] = checked_X, checks.targets(y, loss, len(checked_X), None, precision)
+    rows_X, rows_y = arrays[loss, precision]
+    inputs, outputs = rows_X.shape[1], rows_y.shape[1]
+    given, validation, other = own["sample_weight"], own["validation"], None
+    weights = None if given is None else checks.row_weights(given, len(rows_X), precision)
+    if isinstance(validation, tuple):
+        data = data_of.checked(settings, precision, loss, rows_X, rows_y, None, validation, inputs, outputs)
+        other = data.validation
+    network = Network((inputs, *units, outputs), seed=0, dtype=precision, **{name: own[name] for name in _OF_NETWORK})
+    return Task(0, network, settings, 0, epochs, rows_X, rows_y, weights, None, None, other)
 
 
 def _check_memory(workshop: Workshop) -> None:
@@ -421,7 +408,7 @@ def _result(tasks: list[Task], outcomes: dict[int, Outcome], began: float, compi
         epochs,
         best,
         stopped,
-        np.array([task.settings.seed for task in tasks]),
+        np.array([task.seed for task in tasks]),
         seconds,
         compile_seconds,
     )

@@ -254,6 +254,14 @@ class Network:
         initialise(self._params, units, self._description.bias, init, seed)
         self._prepared: dict[tuple[tuple[int, ...], Any], _Prepared] = {}
 
+    def _another(self, init: str, seed: int) -> Network:
+        """Return a network of the same description, drawn anew by what was checked before."""
+        network = object.__new__(type(self))
+        params = _parameters(self._params.size, self._params.dtype)
+        initialise(params, self._description.sizes, self._description.bias, init, seed)
+        network.__dict__.update(_description=self._description, _params=params, _prepared={})
+        return network
+
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without what is prepared, which is at addresses of this process."""
         return {name: value for name, value in self.__dict__.items() if name != "_prepared"}
