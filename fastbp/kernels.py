@@ -384,17 +384,17 @@ def predict_words(full, plan, params, data, order, all_zero, gathered, activatio
 def predict_blocks(plan, params, data, order, all_zero, x, a, predictions):
     """`predict` with pointers in place of arrays."""
     for first in range(0, plan.rows, plan.block * plan.width):
-        predict_block(plan, params, data, order, all_zero, first, x, a, predictions)
+        predict_block(plan, params, data, at(order, first), all_zero, first, x, a, predictions)
 
 
 @inlined
 def predict_block(plan, params, data, order, all_zero, first, x, a, predictions):
-    """`predict` for a block of rows, from the first on."""
+    """`predict` for a block of rows, from the first on;  order begins with its own."""
     S, I, O = plan.width, plan.sizes[0], plan.sizes[plan.layers]
     kind, top = plan.kinds[plan.layers - 1], plan.tops[plan.layers - 1] * plan.block * S
     count = min(plan.rows - first, plan.block * S)
     panels = (count + S - 1) // S
-    gather(data, at(order, first), count, I, S, panels, all_zero, x)
+    gather(data, order, count, I, S, panels, all_zero, x)
     forward(plan, params, all_zero, all_zero, x, I, np.int64(0), panels, first, first, a, a)
     for p in range(panels):
         z = at(a, top + p * O * S)

@@ -17,7 +17,7 @@ from fastbp import checkpoint, checks
 from fastbp.choices import BACKENDS, INITIALISERS, LOSSES
 from fastbp.threads import Team, best, best_to_predict, is_alone, shared
 from fastbp.threads import bind as bind_team
-from fastbp.threads import bind_predict as bind_team_to_predict
+from fastbp.threads import predict as predict_together
 from fastbp.workspace import (
     VECTOR_BYTES,
     address,
@@ -530,11 +530,10 @@ class Network:
             1 if wanted == 1 or not (compute.PANELS and n) else wanted or best_to_predict(plan._replace(rows=n), dtype)
         )
         if count > 1:
-            with Team(count) as team:
-                for first in range(0, n, rows * count):
-                    part = slice(first, min(first + rows * count, n))
-                    plan = make_plan(self, part.stop - first, part.stop - first)
-                    bind_team_to_predict(plan, params, X[part].ravel(), predictions[part].ravel(), team)()
+            for first in range(0, n, rows * count):
+                part = slice(first, min(first + rows * count, n))
+                plan = make_plan(self, part.stop - first, part.stop - first)
+                predict_together(plan, params, X[part], predictions[part], count)
             return predictions
         order = np.arange(rows)
         gathered, activations, all_zero = forward_memory(plan, dtype)

@@ -84,8 +84,7 @@ from fastbp.workspace import (
 )
 
 # The stages; of no literal type, since kernels are compiled anew for each literal.
-PANELS, CHECKED, UNITS, DELTAS, GRADIENTS, PARAMETERS, PREDICTIONS = np.arange(7)
-PREDICT = -2  # in place of the blocks of a training
+PANELS, CHECKED, UNITS, DELTAS, GRADIENTS, PARAMETERS = np.arange(6)
 
 # A ticket holds two counters: of chunks that the leader took, from the first on, and of those that helpers took, from
 # the last on, so that with two threads each mostly meets what it has in its cache. They sum to LIMIT when all are
@@ -113,10 +112,6 @@ def team_words(precision, version, plan, memory, share, data, validation, blocks
     status = FINISHED
     if helper > 0:
         help_out(plan, memory, share, data, validation, helper)
-    elif blocks == PREDICT:
-        block = plan.block * plan.width
-        chunks = (plan.rows + block - 1) // block
-        perform(plan, memory, share, data, validation, PREDICTIONS, np.int64(0), chunks)
     else:
         status = lead(plan, memory, share, data, validation, blocks)
     put_back(before)
@@ -221,8 +216,6 @@ def work(plan, memory, share, data, validation, chunk, helper):
     panels, place = (samples + S - 1) // S, control[STAGE_PANEL] * F * S
     if stage == CHECKED:
         check_panels(plan, memory, share, at(validation, place), F, panels, row, chunk)
-    elif stage == PREDICTIONS:
-        predict_chunk(plan, memory, chunk, helper)
     elif stage == PARAMETERS:
         first = chunk * CHUNK_PARAMETERS
         update(plan, memory, first, min(CHUNK_PARAMETERS, plan.parameters - first))
@@ -372,15 +365,6 @@ def check_panels(plan, memory, share, x, F, panels, row, chunk):
         figures[MISFIT] += lane_sum(misfit(plan.loss, p_p, y, at(y, O * S), plan.spread, O, S))
 
 
-@kernel
-def predict_chunk(plan, memory, chunk, helper):
-    """`predict_block`; memory holds the rows (n, I) as data and the predictions as kept, and room for each thread."""
-    block, units = plan.block * plan.width, plan.tops[plan.layers - 1] + plan.sizes[plan.layers]
-    x, a = at(memory.deltas, helper * block * plan.sizes[0]), at(memory.activations, helper * block * units)
-    params, all_zero, first = memory.params, memory.all_zero, chunk * block
-    predict_block(plan, params, memory.data, memory.order, all_zero, first, x, a, memory.kept)
-
-
 # --- stages by units --------------------------------------------------------------------------------------------------
 
 
@@ -526,3 +510,42 @@ def gradient_chunk(share, a, a_stride, rows, delta, O, samples, S, scratch, help
         gradient_rows(at(a, (rows - last) * S), a_stride, last, delta, O, samples, S, scratch, edge)
         for q in range(last * O):
             own[q] = edge[q]
+
+
+# --- predictions ------------------------------------------------------------------------------------------------------
+
+
+@entry
+def predict_words(
+    full, plan, control, params, data, order, all_zero, gathered, activations, predictions, threads, helper
+):
+    """`predict_words` of the kernels by so many threads: the leader is helper 0, and waits for blocks that others took.
+
+    order (block,) 0, 1, ...; gathered and activations have room for each thread. Control begins with zeros.
+    """
+    before = flush_subnormals()
+    predict_blocks(
+        bundle(Plan, params[0], full, plan), at(control, 0), at(params, 0), at(data, 0), at(order, 0), at(all_zero, 0),
+        at(gathered, gathered.size // threads * helper), at(activations, activations.size // threads * helper),
+        at(predictions, 0), helper,
+    )  # fmt: skip
+    put_back(before)
+
+
+@kernel
+def predict_blocks(plan, control, params, data, order, all_zero, x, a, predictions, helper):
+    """`predict_words` with pointers in place of arrays."""
+    rows = plan.block * plan.width
+    blocks, looks = (plan.rows + rows - 1) // rows, 0
+    block = atomic_add(control, TICKET, 1)
+    while block < blocks:
+        first = block * rows
+        predict_block(plan, params, at(data, first * plan.sizes[0]), order, all_zero, first, x, a, predictions)
+        atomic_add(control, DONE, 1)
+        block = atomic_add(control, TICKET, 1)
+    while helper == 0 and atomic_load(control, DONE) != blocks:
+        looks += 1
+        if looks < 8 * SPINS:
+            pause()
+        else:
+            give_way()

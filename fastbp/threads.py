@@ -5,7 +5,11 @@ What they do is in `teams.py`, which is compiled and only imported where there i
 
 from __future__ import annotations
 
+import _thread
+import contextlib
+import ctypes
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -28,7 +32,7 @@ from fastbp.workspace import (
     Plan,
     Share,
     aligned,
-    make_memory,
+    forward_memory,
     words_of,
 )
 
@@ -37,10 +41,11 @@ BLOCK_BYTES = 2**19  # of its activations, which a second-level cache should hol
 
 # What "auto" reckons with. The pace is that of a fast core with AVX-512 in float32: a slower one gains more than
 # reckoned. A stage costs what the threads wait for each other, and fetch of each other's results from cache to cache:
-# 4 to 12 us were measured, for 64 to 512 units. A call starts the threads.
+# 4 to 12 us were measured, for 64 to 512 units. A call starts the threads: 35 us until the leader goes on, 60 until
+# another one helps.
 PACE = 60  # multiply-adds a nanosecond
 UNIT_WORK = 16  # of them, what a unit costs beside its weights
-STAGE_SECONDS, START_SECONDS = 8e-6, 3e-4
+STAGE_SECONDS, START_SECONDS = 8e-6, 1e-4
 LAST_PANEL = 0.15  # of a panel, that the others wait for whoever ends last
 GAIN = 0.9  # the share of the time of one thread that several must promise to take
 
@@ -151,15 +156,88 @@ class Work:
 # --- how they come and go ---------------------------------------------------------------------------------------------
 
 
-class Room:
-    """What the threads of a team know of it; not the team itself, which then ends with its last reference."""
+class Helpers:
+    """Threads that help while they are wanted: nobody waits for one that has not begun, and it then ends at once.
+
+    They are started below `threading.Thread`, whose `start` waits until the thread runs: it takes 50 to 80 us, this 12.
+    """
 
     def __init__(self) -> None:
         self.condition = threading.Condition()
+        self.inside = 0  # threads that have begun and not ended
+        self.closed = False
+
+    def start(self, help_out: Callable[[int], object], count: int) -> None:
+        """Have so many threads help out, each with a number, from 1 on; or fewer, if no more can be started."""
+        allowed, here = _places()
+        with self.condition, contextlib.suppress(RuntimeError):  # held, so that none can end while it is moved
+            for helper in range(1, count + 1):
+                thread = _thread.start_new_thread(self._live, (help_out, helper, allowed))
+                if allowed:
+                    _move(thread, allowed - {here})
+
+    def _live(self, help_out: Callable[[int], object], helper: int, allowed: set[int]) -> None:
+        with self.condition:
+            if self.closed:
+                return
+            self.inside += 1
+        try:
+            if allowed:
+                with contextlib.suppress(OSError):  # cores may have been taken from the process meanwhile
+                    os.sched_setaffinity(0, allowed)  # once it has begun elsewhere, it may go wherever it likes
+            help_out(helper)
+        finally:
+            with self.condition:
+                self.inside -= 1
+                self.condition.notify_all()
+
+    def close(self) -> None:
+        """Have all threads end."""
+        with self.condition:
+            self.closed = True
+            self.condition.notify_all()
+
+    def wait(self) -> None:
+        """Wait until those that have begun have ended."""
+        with self.condition:
+            while self.inside:
+                self.condition.wait()
+
+
+# Where the system can be told, new threads begin on another core than that of their leader. Left alone, it may put
+# them into the queue behind him: on a virtual machine, where an idle core seems to be taken by others, it mostly did,
+# with the other core idle, and a helper began when the leader ended. Told, it began 60 us after the first call here.
+_library: Any = None
+if sys.platform == "linux":
+    with contextlib.suppress(OSError):
+        _library = ctypes.PyDLL(None)  # which keeps the interpreter's lock
+    if not (hasattr(_library, "pthread_setaffinity_np") and hasattr(_library, "sched_getcpu")):
+        _library = None
+
+
+def _places() -> tuple[set[int], int]:
+    """Return the cores that this thread may use and the one it is on; no cores if there is nothing to choose."""
+    if _library is not None:
+        allowed, here = os.sched_getaffinity(0), _library.sched_getcpu()
+        if len(allowed) > 1 and here in allowed:
+            return allowed, here
+    return set(), -1
+
+
+def _move(thread: int, cores: set[int]) -> None:
+    """Have a thread run on these cores."""
+    size = 8 * (max(cores) // 64 + 1)
+    mask = sum(1 << core for core in cores).to_bytes(size, sys.byteorder)
+    _library.pthread_setaffinity_np(ctypes.c_ulong(thread), ctypes.c_size_t(size), mask)
+
+
+class Room(Helpers):
+    """What the threads of a team know of it; not the team itself, which then ends with its last reference."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self.work: Work | None = None  # what there is to do, if anything
         self.asleep = 0
-        self.closed = False
-        self.threads: list[threading.Thread] = []
 
     def help(self, helper: int) -> None:
         """Help as long as there is work, sleep while there is none: the life of a thread."""
@@ -180,10 +258,9 @@ class Room:
     def close(self) -> None:
         """Have all threads end."""
         with self.condition:
-            self.closed = True
             if self.work is not None:
                 self.work.control[OPEN] = -1
-            self.condition.notify_all()
+            super().close()
 
 
 class Team:
@@ -243,13 +320,7 @@ class Team:
         room = self._room = Room()
         self._end = weakref.finalize(self, room.close)
         self._end.atexit = False
-        for helper in range(1, self.threads):
-            thread = threading.Thread(target=room.help, args=(helper,), name=f"fastbp-{helper}", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # no further thread can be started: the others do its part
-                break
-            room.threads.append(thread)
+        room.start(room.help, self.threads - 1)
         return room
 
     def close(self) -> None:
@@ -259,8 +330,7 @@ class Team:
             if last is not None:
                 last.control[OPEN] = -1  # whoever lingers there need not
             self._end()
-            for thread in room.threads:
-                thread.join()
+            room.wait()
 
     def _forget(self) -> None:
         """Know nothing of threads that only the parent has."""
@@ -275,20 +345,22 @@ def bind(plan: Plan, memory: Memory, share: Share, data: Array, validation: Arra
     return lambda blocks: team.run(work, blocks)
 
 
-def bind_predict(plan: Plan, params: Array, data: Array, predictions: Array, team: Team) -> Callable[[], int]:
-    """`predict` of the kernels by a team, as a function of nothing, for rows in their order; all arrays are flat."""
-    from fastbp.teams import PREDICT
+def predict(plan: Plan, params: Array, data: Array, predictions: Array, threads: int) -> None:
+    """`predict` of the kernels for rows in their order, by so many threads; data (n, I) and predictions (n, O)."""
+    from fastbp.teams import predict_words
 
-    dtype, block = params.dtype, plan.block * plan.width
-    inputs, *units = plan.sizes.tolist()
-    _, share = shared(plan, dtype, team.threads)
-    none = np.zeros(1, dtype)
-    memory = make_memory(plan._replace(rows=1, block=1, width=1), params, 0)._replace(
-        data=data, kept=predictions, order=np.arange(plan.rows), deltas=aligned(team.threads * block * inputs, dtype),
-        activations=aligned(team.threads * block * (plan.tops.item(-1) + units[-1]), dtype),
-    )  # fmt: skip
-    work = Work(plan, memory, share, none, none)
-    return lambda: team.run(work, PREDICT)
+    control, order = aligned(CONTROL_PLACES, np.dtype(np.int64)), np.arange(plan.block * plan.width)
+    gathered, activations, all_zero = forward_memory(plan._replace(block=threads * plan.block), params.dtype)
+    # Arrays and not their addresses: whoever works with them keeps them.
+    words = None if plan.lean else True, words_of(plan), control, params, data, order, all_zero
+    arrays = gathered, activations, predictions
+    helpers = Helpers()
+    try:
+        helpers.start(lambda helper: predict_words(*words, *arrays, threads, helper), threads - 1)
+        predict_words(*words, *arrays, threads, 0)
+    finally:
+        helpers.close()
+        helpers.wait()
 
 
 _teams: weakref.WeakSet[Team] = weakref.WeakSet()

@@ -1,5 +1,6 @@
 """Threads inside one network: the bits of one thread, whoever comes, late or never, and none of them left over."""
 
+import _thread
 import dataclasses
 import gc
 import os
@@ -176,13 +177,46 @@ def problem_of(sizes=(16, 128, 128, 1), batch_size=ROWS, dtype=np.float64, optim
 
 
 def test_threads_that_cannot_start_are_done_without(monkeypatch):
-    def refused(thread):
+    def refused(*_):
         raise RuntimeError("can't start new thread")
 
-    problem = problem_of()
-    monkeypatch.setattr(threading.Thread, "start", refused)
+    problem, X = problem_of(), np.ones((500, 16))
+    expected = problem[0].predict(X)
+    monkeypatch.setattr(_thread, "start_new_thread", refused)
     with threads.Team(3) as team:
         assert_same_bits(together(team, *problem), alone(*problem))
+    np.testing.assert_array_equal(problem[0].predict(X, threads=3), expected)
+
+
+def test_thread_that_begins_after_the_end_does_nothing(monkeypatch):
+    late, network, X = [], problem_of()[0], np.ones((500, 16))
+    expected = network.predict(X)
+    monkeypatch.setattr(_thread, "start_new_thread", lambda *call: late.append(call) or 0)
+    monkeypatch.setattr(threads, "_move", lambda *_: None)
+    predictions = network.predict(X, threads=3)
+    before = predictions.copy()
+    network.params[:] = 0
+    for function, arguments in late:
+        function(*arguments)
+
+    assert len(late) == 2
+    np.testing.assert_array_equal(bits(before), bits(expected))
+    np.testing.assert_array_equal(bits(predictions), bits(before))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be told where to run")
+def test_threads_that_have_begun_may_go_wherever_their_leader_may():
+    helpers, seen, allowed = threads.Helpers(), [], os.sched_getaffinity(0)
+    helpers.start(lambda helper: seen.append((helper, os.sched_getaffinity(0))), 2)
+    deadline = time.monotonic() + 60
+    while len(seen) < 2 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    helpers.close()
+    helpers.wait()
+
+    assert sorted(seen) == [(1, allowed), (2, allowed)]
+    assert os.sched_getaffinity(0) == allowed
+    assert helpers.inside == 0
 
 
 @pytest.mark.parametrize("after", [0, 0.005])
@@ -244,8 +278,7 @@ def test_leader_that_had_to_wait_for_long_works_alone_for_a_while():
 # --- the ends of threads ----------------------------------------------------------------------------------------------
 
 
-def living():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("fastbp-")]
+living = _thread._count  # all threads of Python but the main one
 
 
 @pytest.fixture
@@ -266,10 +299,13 @@ class TestNoThreadIsLeft:
     def test_after_close(self):
         team = threads.Team(3)
         together(team, *problem_of())
-        before = len(living())
+        room, deadline = team._room, time.monotonic() + 60
+        while room.inside < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert room.inside == 2
         team.close()
 
-        assert len(living()) == before - 2
+        assert room.inside == 0
 
     def test_after_an_error(self):
         def fails():
@@ -339,15 +375,17 @@ def test_sleeping_helpers_are_woken(team_of):
 FORK = """
 import os, sys
 sys.path.insert(0, "tests")
-from test_threads import alone, assert_same_bits, living, problem_of, together
+from test_threads import alone, assert_same_bits, problem_of, together
 from fastbp import threads
 
 problem = problem_of()
 expected = alone(*problem)
 team = threads.Team(3)
 assert_same_bits(together(team, *problem), expected)
+room = team._room
 process = os.fork()
-assert living() == []
+assert room.inside == 0
+assert team._room is None
 assert_same_bits(together(team, *problem), expected)
 team.close()
 if process == 0:
@@ -368,19 +406,15 @@ def test_forked_child_trains_and_so_does_its_parent():
 @pytest.mark.parametrize("dtype", BY_VERSION)
 @pytest.mark.parametrize(("loss", "sizes"), [("cross_entropy", (7, 33, 10)), ("squared_error", (16, 40, 24, 1))])
 @pytest.mark.parametrize("rows", [1, 127, 128, 1000])
-def test_predictions_have_the_bits_of_one_thread(rows, loss, sizes, dtype, team_of):
+def test_predictions_have_the_bits_of_one_thread(rows, loss, sizes, dtype):
     network, data = build(sizes, loss, dtype=dtype, rows=rows)
     X = np.ascontiguousarray(data[:, : sizes[0]])
-    X.flags.writeable = False
     expected = network.predict(X)
     plan = make_plan(network, rows, rows)
     for count in COUNTS:
         actual = np.full(expected.shape, np.nan, dtype)
-        run = threads.bind_predict(plan, network.params, X.ravel(), actual.ravel(), team_of(count))
-        for _ in range(2):
-            assert run() == kernels.FINISHED
-            np.testing.assert_array_equal(bits(actual), bits(expected))
-            actual[:] = np.nan
+        threads.predict(plan, network.params, X, actual, count)
+        np.testing.assert_array_equal(bits(actual), bits(expected))
 
 
 # --- how many ---------------------------------------------------------------------------------------------------------
