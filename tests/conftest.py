@@ -4,10 +4,13 @@ import atexit
 import gc
 import os
 import shutil
+import sys
 import tempfile
 
 # Before NumPy is imported. Matrices are small here, and where a core is busy threads of BLAS wait for each other.
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
+# Benchmarks, beside which this file is loaded too, leave NumPy and scikit-learn the threads they like.
+if "--benchmark-only" not in sys.argv:
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest

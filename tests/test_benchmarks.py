@@ -275,6 +275,20 @@ def test_case_is_selected_by_its_name() -> None:
     assert actual == expected
 
 
+@pytest.mark.parametrize(("option", "expected"), [("--benchmark-only", "None"), ("-q", "1")])
+def test_benchmarks_leave_blas_the_threads_it_likes(option: str, expected: str) -> None:
+    code = """
+import os, sys, pytest
+pytest.main(sys.argv[1:])
+print(os.environ.get("OPENBLAS_NUM_THREADS"))
+"""
+    command = [sys.executable, "-c", code, option, "--collect-only", "tests/test_progress.py"]
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    actual = subprocess.check_output(command, cwd=ROOT, env=environment, text=True)
+
+    assert actual.splitlines()[-1] == expected
+
+
 def test_tests_named_beside_benchmark_only_are_deselected() -> None:
     lines = pytest_process(
         "--benchmark-only", "tests/test_progress.py", "benchmarks/bench_inference.py", "--collect-only"
