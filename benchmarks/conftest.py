@@ -13,6 +13,7 @@ import fastbp
 from benchmarks.cases import CASES, DEFAULT
 from benchmarks.report import cell, headline, text_tables
 from benchmarks.turns import in_turns
+from fastbp.threads import cores
 
 HERE = Path(__file__).resolve().parent
 ENTRIES = pytest.StashKey[list[dict[str, Any]]]()
@@ -99,8 +100,8 @@ def measure(benchmark: Any, record: Callable[..., None]) -> Callable[..., None]:
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
-    """Add the versions of what is compared to the JSON, and leave out the name of the machine."""
-    machine_info["node"] = ""
+    """Add the cores that may be used and the versions of what is compared; leave out the name of the machine."""
+    machine_info["node"], machine_info["cores"] = "", cores()
     machine_info["versions"] = {"fastbp": fastbp.__version__} | {
         name: importlib.metadata.version(name) for name in PACKAGES if any(importlib.metadata.distributions(name=name))
     }

@@ -120,8 +120,13 @@ def digits(figure: float | None, enough: int = 3) -> str:
 
 def processor(run: dict[str, Any]) -> str:
     """Say on what a run was measured."""
-    cpu = run["machine_info"]["cpu"]
-    return f"{cpu.get('brand_raw') or run['machine_info']['machine']}, {cpu['count']} cores"
+    info, used = run["machine_info"], "" if has_all_cores(run) else f"{run['machine_info']['cores']} of "
+    return f"{info['cpu'].get('brand_raw') or info['machine']}, {used}{info['cpu']['count']} cores"
+
+
+def has_all_cores(run: dict[str, Any]) -> bool:
+    """Whether a run was not bound to some of the cores."""
+    return bool(run["machine_info"]["cores"] == run["machine_info"]["cpu"]["count"])
 
 
 def machine(run: dict[str, Any]) -> str:
@@ -241,7 +246,7 @@ def axes_of(cells: Iterable[tuple[int, int]]) -> tuple[list[int], list[int]]:
 
 
 def short_table(run: dict[str, Any]) -> str:
-    """Return what the README shows of a run: the grids as ratios, all other cases as figures, and the machine."""
+    """Return the grids of a run as ratios, all its other cases as figures, and the machine."""
     entries = entries_of(run)
     parts = [" ".join(headline(entries)) + "\n", PERCENTAGES]
     for grid, dtype in itertools.product((GRID, ODD_GRID), DTYPES):
@@ -265,6 +270,11 @@ def short_table(run: dict[str, Any]) -> str:
 def all_tables(entries: list[Entry]) -> list[str]:
     """Return a table for each section with the figures of all libraries."""
     return [markdown(*section_table(section)) for name in SECTIONS if (section := section_of(entries, name))]
+
+
+def summary(run: dict[str, Any]) -> str:
+    """Return what the README shows of a run: its tables, or if it had some of the cores only what they amount to."""
+    return short_table(run) if has_all_cores(run) else f"{' '.join(headline(entries_of(run)))}\n\n{machine(run)}."
 
 
 def of_each_machine(texts: Sequence[str], runs: Sequence[dict[str, Any]]) -> str:
@@ -393,6 +403,6 @@ def main(arguments: argparse.Namespace) -> int:
     if measured_dtypes(entries_of(runs[0])):
         save(picture(runs[0]), arguments.output / "picture.svg")
     if arguments.readme:
-        table = of_each_machine(short, runs)
+        table = of_each_machine([summary(run) for run in runs], runs)
         arguments.readme.write_text(insert(arguments.readme.read_text(encoding="utf-8"), table), encoding="utf-8")
     return 0

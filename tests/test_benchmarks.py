@@ -342,6 +342,7 @@ def run() -> dict[str, Any]:
         ],
         "machine_info": {
             "cpu": {"brand_raw": "Some CPU", "count": 2},
+            "cores": 2,
             "system": "Linux",
             "python_version": "3.11.0",
             "versions": {"fastbp": "0.1.0", "numpy": "2.4.6"},
@@ -515,6 +516,23 @@ def test_report_shows_each_machine_under_its_name(run: dict[str, Any], tmp_path:
     _, some, another = re.split("|".join(map(re.escape, heads)), text)
 
     assert some.strip() == another.strip().replace("Another CPU", "Some CPU")
+
+
+def test_run_on_one_core_is_beside_the_other_and_in_the_readme_in_short(run: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{report.BEGIN}\n{report.END}\n", encoding="utf-8")
+    bound = run | {"machine_info": run["machine_info"] | {"cores": 1}}
+    write_report([run, bound], tmp_path, "--readme", str(readme))
+    head, counts = "### Some CPU, 1 of 2 cores\n\n", " ".join(report.headline(report.entries_of(run)))
+    table = (tmp_path / "results" / "table.md").read_text(encoding="utf-8")
+    actual = readme.read_text(encoding="utf-8")
+
+    assert table.count(head) == 1
+    assert table.count("All figures:") == 2
+    assert "### Some CPU, 2 cores\n\n" in actual
+    assert actual.endswith(f"{head}{counts}\n\n{report.machine(bound)}.\n{report.END}\n")
+    assert report.machine(bound).startswith("Some CPU, 1 of 2 cores, ")
 
 
 def test_readme_without_marks_is_an_error() -> None:
