@@ -15,12 +15,12 @@ import numpy as np
 from benchmarks.cases import CASES, calibrate
 from benchmarks.compare import NO_VERDICT, PASS, SLOWER, MeasurementError, Tree, publish, python
 from benchmarks.gate_cases import clock
-from benchmarks.peers import trainer
+from benchmarks.peers import with_backend
 from benchmarks.report import entries_of, markdown, section_of
 
 HERE = Path(__file__).resolve().parent
 FLOORS: dict[str, float] = tomllib.loads((HERE / "floors.toml").read_text(encoding="utf-8"))["floors"]
-LIBRARIES = ("fastbp", "numpy")
+LIBRARIES = {"fastbp": "numba", "numpy": "numpy"}  # and their backends
 ROUNDS = 5  # the best of them counts
 
 
@@ -52,7 +52,7 @@ def ratio(name: str) -> float:
     # Freeing 30 MB teaches the C library to keep memory. In a new process it would hand each large temporary array of
     # NumPy back, and get it back page by page, which can take as long as the arithmetic.
     np.empty(30_000_000, np.uint8)
-    trainers = {library: trainer(CASES[name], library) for library in LIBRARIES}
+    trainers = {library: with_backend(backend, CASES[name], threads=1) for library, backend in LIBRARIES.items()}
     epochs = {library: calibrate(train) for library, train in trainers.items()}
     seconds: dict[str, list[float]] = {library: [] for library in LIBRARIES}
     for _ in range(ROUNDS):

@@ -35,8 +35,8 @@ def network(case: Case) -> Any:
 # --- fastbp and NumPy -----------------------------------------------------------------------------------------------
 
 
-def with_backend(backend: str, case: Case) -> Train:
-    """Train by the public function, with its checks and as many threads as it thinks pay.
+def with_backend(backend: str, case: Case, threads: int | str = "auto") -> Train:
+    """Train by the public function, with its checks and by default as many threads as it thinks pay.
 
     The reference walks whole batches, one matrix product for each layer and direction: no program in NumPy alone has
     fewer calls to make for them, and large ones run on as many threads as its BLAS likes. So it stands for NumPy here.
@@ -51,7 +51,7 @@ def with_backend(backend: str, case: Case) -> Train:
     def train(epochs: int) -> float:
         result = fastbp.train(
             X, y, network=first.copy(), optimizer=optimizer, epochs=epochs, batch_size=case.batch_size, shuffle=False,
-            reduction=case.reduction, backend=backend, threads="auto",
+            reduction=case.reduction, backend=backend, threads=threads,
         )  # fmt: skip
         return float(result.loss[-1])
 
@@ -86,10 +86,10 @@ def notebook_trainer(case: Case) -> Train:
     return train
 
 
-def fastbp_predictor(case: Case) -> Predict:
-    """Predict by the public method, with its checks and as many threads as it thinks pay."""
+def fastbp_predictor(case: Case, threads: int | str = "auto") -> Predict:
+    """Predict by the public method, with its checks and by default as many threads as it thinks pay."""
     X, _ = data(case)
-    return functools.partial(network(case).predict, X, threads="auto")
+    return functools.partial(network(case).predict, X, threads=threads)
 
 
 def numpy_predictor(case: Case) -> Predict:
@@ -446,7 +446,11 @@ def predictor(case: Case, library: str) -> Callable[[int], None]:
     ImportError
         If the library is not installed.
     """
-    predict = PREDICTORS[library](case)
+    return repeated(PREDICTORS[library](case))
+
+
+def repeated(predict: Predict) -> Callable[[int], None]:
+    """Make a function that predicts so many times."""
 
     def repeat(times: int) -> None:
         for _ in range(times):
