@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import cases, report, turns
+from benchmarks import cases, report, threads, turns
 from benchmarks.cases import (
     CASES,
     DEFAULT,
@@ -574,3 +574,32 @@ def test_numbers_have_three_digits(figure: float | None, expected: str) -> None:
     actual = report.digits(figure)
 
     assert actual == expected
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rounds", "passed"),
+    [
+        ([[0.5, 0.9, 1.2]], True),
+        ([[0.9, 1.04, 1.1], [0.9, 1.0, 1.5]], True),  # slower once, and not again
+        ([[0.9, 1.04, 1.1], [1.0, 1.05, 1.1]], False),
+    ],
+)
+def test_auto_fails_where_its_median_is_above_the_limit_twice(rounds: list[list[float]], passed: bool) -> None:
+    left = {"one": [[0.8, 1.0, 1.1]], "other": list(rounds)}
+    table, actual = threads.judge(left, 1.03, lambda name: left[name].pop(0))
+
+    assert actual is passed
+    assert ("SLOWER" in table) is not passed
+    assert left == {"one": [], "other": []}
+    assert f"| other | {rounds[-1][1]:.3f} |" in table
+
+
+def test_auto_and_one_thread_train_and_predict_the_same() -> None:
+    auto, one = threads.runs_of("XOR notebook").values()
+
+    assert auto(3) == one(3)
+    for run in threads.runs_of("predict 32 rows").values():
+        run(1)
