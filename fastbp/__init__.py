@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from fastbp.choices import (
+        LBFGS,
         SGD,
         Adam,
         AdamW,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 # the dataclasses of the settings 15 ms.
 _HOMES = {
     "choices": (
+        "LBFGS",
         "SGD",
         "Adam",
         "AdamW",
@@ -70,6 +72,7 @@ _HOMES = {
 }
 _ROOMS = ("export", "plots", "sklearn", "xor")
 __all__ = [
+    "LBFGS",
     "SGD",
     "Adam",
     "AdamW",

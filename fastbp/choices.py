@@ -16,8 +16,10 @@ from fastbp.scalars import count, flag, number
 
 IDENTITY, SIGMOID, TANH, RELU, LEAKY_RELU, SOFTMAX, ELU, GELU, SILU, SOFTPLUS, EXPONENTIAL = range(11)
 SQUARED_ERROR, BINARY_CROSS_ENTROPY, CROSS_ENTROPY, ABSOLUTE_ERROR, HUBER, POISSON = range(6)
-KEEP_GRADIENT, PLAIN_SGD, MOMENTUM_SGD, ADAM, RMSPROP, IRPROP, ADAMW = range(7)
+KEEP_GRADIENT, PLAIN_SGD, MOMENTUM_SGD, ADAM, RMSPROP, IRPROP, ADAMW, LIMITED_BFGS = range(8)
 CONSTANT, EXPONENTIAL_DECAY, INVERSE_SCALING, COSINE, REDUCE_ON_PLATEAU = range(5)
+
+SECOND_ORDER = (LIMITED_BFGS,)  # optimisers that `second_order.py` runs, an epoch a block
 
 LEAK = 0.01  # slope of leaky_relu below zero
 
@@ -362,13 +364,65 @@ class IRprop(Settings):
             )
 
 
-Optimizer = SGD | Adam | AdamW | RMSprop | IRprop
+@dataclass(frozen=True, slots=True)
+class LBFGS(Settings):
+    """L-BFGS: each epoch is one search along a direction that the last steps and the changes of the gradient give.
+
+    It takes all rows at once: ``batch_size=None``. Of each epoch the loss is that before its step; how many evaluations
+    of loss and gradient the search takes, mostly one, shows in its time alone. Where no step lowers the loss, the
+    weights stay, and the next epoch begins again with the gradient: `patience` ends such a training.
+
+    Parameters
+    ----------
+    learning_rate : float, default 1.0
+        The step that each search tries first, times the direction; the first search of all one of this length at most.
+        Above 0.
+    history : int, default 10
+        Steps that are remembered, at least 1.
+    c1, c2 : float, default 1e-4 and 0.9
+        Wolfe's conditions: a step lowers the loss by at least c1 times what the slope promised, and leaves at most c2
+        of the slope. In (0, 1), and c1 at most c2.
+    evaluations : int, default 20
+        Of one search, at least 1; then it takes the best step it has seen.
+
+    Raises
+    ------
+    ParameterError, ParameterTypeError
+        If a parameter is out of its range or of the wrong type, or `c1` is above `c2`.
+
+    References
+    ----------
+    Liu and Nocedal, "On the limited memory BFGS method for large scale optimization", Mathematical Programming 45,
+    1989. Nocedal and Wright, "Numerical Optimization", 2006, algorithms 7.4, 7.5, 3.5 and 3.6.
+
+    Examples
+    --------
+    >>> LBFGS(history=20)
+    LBFGS(learning_rate=1.0, history=20, c1=0.0001, c2=0.9, evaluations=20)
+    """
+
+    code: ClassVar[int] = LIMITED_BFGS  # by which kernels know it
+    learning_rate: float = bounded(1.0, above=0)
+    history: int = counted(10, minimum=1)
+    c1: float = bounded(1e-4, above=0, below=1)
+    c2: float = bounded(0.9, above=0, below=1)
+    evaluations: int = counted(20, minimum=1)
+
+    def __post_init__(self) -> None:
+        """Check what no field can say alone."""
+        Settings.__post_init__(self)
+        if self.c1 > self.c2:
+            raise ParameterError(f"must be at most 'c2', got {self.c1} and {self.c2}", "c1")
+
+
+Optimizer = SGD | Adam | AdamW | RMSprop | IRprop | LBFGS
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "sgd": SGD,
     "adam": Adam,
     "adamw": AdamW,
     "rmsprop": RMSprop,
     "irprop": IRprop,
+    "lbfgs": LBFGS,
 }
 
 
@@ -547,6 +601,7 @@ ADAM_BETA1, ADAM_BETA2, ADAM_EPSILON, ADAM_EPSILON_HAT = range(1, 5)
 ADAMW_WEIGHT_DECAY = 4  # and before it those of Adam
 RMSPROP_DECAY, RMSPROP_EPSILON = 1, 2
 IRPROP_INCREASE, IRPROP_DECREASE, IRPROP_SMALLEST_STEP, IRPROP_LARGEST_STEP = range(1, 5)
+LBFGS_HISTORY, LBFGS_C1, LBFGS_C2, LBFGS_EVALUATIONS = range(1, 5)
 
 EXPONENTIAL_DECAY_DECAY = 0
 INVERSE_SCALING_POWER, INVERSE_SCALING_PACE = 0, 1

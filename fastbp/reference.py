@@ -45,9 +45,14 @@ from fastbp.choices import (
     IRPROP_LARGEST_STEP,
     IRPROP_SMALLEST_STEP,
     KEEP_GRADIENT,
+    LBFGS_C1,
+    LBFGS_C2,
+    LBFGS_EVALUATIONS,
+    LBFGS_HISTORY,
     LEAK,
     LEAKY_RELU,
     LEARNING_RATE,
+    LIMITED_BFGS,
     MOMENTUM_SGD,
     OF_LOGITS,
     PLAIN_SGD,
@@ -600,8 +605,169 @@ def run(plan: Any, memory: Any, data: Array, validation: Array, blocks: int) -> 
     return FINISHED
 
 
+# --- L-BFGS ---------------------------------------------------------------------------------------------------------
+
+
+class Search:
+    """What a search goes on from: the point where it begins, with loss, error and slope."""
+
+    def __init__(self, plan: Any, memory: Any, data: Array, validation: Array) -> None:
+        self.plan, self.memory = plan, memory
+        self.rows = data.reshape(plan.rows, -1)
+        self.validation = validation.reshape(plan.validation_rows, self.rows.shape[1])
+        self.point: Array | None = None
+
+    def __call__(self, epochs: int) -> int:
+        """`run` for so many epochs."""
+        status = FINISHED
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
+            for _ in range(epochs):
+                status = lbfgs(self)
+                if status != FINISHED:
+                    break
+        return status
+
+
+def lbfgs(search: Any) -> int:
+    """An epoch: one step, validation and early stopping;  returns the status of `run`."""
+    plan, memory = search.plan, search.memory
+    if search.point is None or not np.array_equal(search.point, memory.params):
+        take(search, memory.params, *evaluate(search))
+    epoch, O = int(memory.position[EPOCH]), plan.sizes[-1]
+    memory.position[EPOCH] += 1
+    loss, error, weight = search.sums
+    memory.loss[epoch], memory.error[epoch] = loss / weight, error / (weight * O)
+    if not (math.isfinite(loss) and finite(search.slope) and finite(search.point)):
+        search.point = None
+        return DIVERGED
+    step = float(plan.settings[LEARNING_RATE])
+    direction, count = two_loops(plan, memory, search.slope)
+    slope = dot(direction, search.slope)
+    if not slope < 0:
+        memory.first[:] = 0
+        direction, count = two_loops(plan, memory, search.slope)
+        slope = dot(direction, search.slope)
+    if not count:
+        step /= max(1, norm(search.slope))
+    if slope < 0:
+        search_line(search, direction, slope, step)
+    if plan.validation_rows:
+        weight = 0
+        while weight < plan.validation_rows:
+            weight += validate_block(plan, memory, search.validation, weight)
+        totals = memory.totals
+        weight = totals[WEIGHT]
+        memory.validation_loss[epoch] = totals[LOSS] / weight
+        memory.validation_error[epoch] = totals[ERROR] / (weight * O)
+        memory.validation_misfit[epoch] = totals[MISFIT] / weight
+        totals[LOSS] = totals[ERROR] = totals[MISFIT] = totals[WEIGHT] = 0
+    return judge(plan, memory, epoch) if plan.patience >= 0 else FINISHED
+
+
+def evaluate(search: Any) -> tuple[float, Array, tuple[float, float, float]]:
+    """Loss and gradient of all rows at the parameters, and sums of loss, error and weight."""
+    plan, memory, rows = search.plan, search.memory, search.rows
+    I, O = plan.sizes[0], plan.sizes[-1]
+    x, y, weight = rows[:, :I], rows[:, I : I + O], rows[:, I + O :]
+    activations, kept = forward(plan, memory.params, plan.dropout, x, 0, 0)
+    p, delta, losses = output(plan.loss, plan.huber_delta, plan.kinds[-1], activations[-1], y)
+    gradient = np.zeros_like(memory.params)
+    backward(plan, memory.params, activations, kept, delta * weight, gradient, 0, 0)
+    loss = float((losses * weight[:, 0]).sum(dtype=np.float64))
+    error = float(np.abs((p - y) * weight).sum(dtype=np.float64))
+    total = float(weight.sum(dtype=np.float64))
+    if plan.l2 > 0:
+        loss += penalty(plan, memory.params, gradient)
+    scale = 1 / total if plan.mean else 1.0
+    return loss * scale, gradient * gradient.dtype.type(scale), (loss, error, total)
+
+
+def take(search: Any, params: Array, value: float, slope: Array, sums: tuple[float, float, float]) -> None:
+    """Let the search be at the parameters, which were evaluated."""
+    search.point, search.value, search.slope, search.sums = params.copy(), value, slope, sums
+
+
+def dot(x: Array, y: Array) -> float:
+    """Sum of x y."""
+    return float((x.astype(np.float64) * y).sum())
+
+
+def two_loops(plan: Any, memory: Any, slope: Array) -> tuple[Array, int]:
+    """-H slope, H the inverse Hessian that the remembered steps and changes make, and their number."""
+    steps, changes = memory.first.reshape(2, int(plan.settings[LBFGS_HISTORY]), -1)
+    direction, shares = -slope, []
+    for s, y in zip(steps, changes, strict=True):
+        if not dot(s, y) > 0:
+            break
+        shares.append(dot(s, direction) / dot(s, y))
+        direction = direction - s.dtype.type(shares[-1]) * y
+    if shares:
+        direction = direction * s.dtype.type(dot(steps[0], changes[0]) / dot(changes[0], changes[0]))
+    for k in range(len(shares) - 1, -1, -1):
+        share = shares[k] - dot(changes[k], direction) / dot(steps[k], changes[k])
+        direction = direction + s.dtype.type(share) * steps[k]
+    return direction, len(shares)
+
+
+def search_line(search: Any, direction: Array, slope: float, step: float) -> None:
+    """Go from the point to where Wolfe's conditions hold, or at least to the best place that was seen."""
+    plan, memory = search.plan, search.memory
+    history = memory.first.reshape(2, int(plan.settings[LBFGS_HISTORY]), -1)
+    low, high = (0.0, search.value, slope), (math.inf, math.inf, math.inf)
+    good, evaluated = False, 0
+    while not good:
+        memory.params[:] = search.point + step * direction
+        value, gradient, sums = evaluate(search)
+        found = dot(direction, gradient)
+        if evaluated == plan.settings[LBFGS_EVALUATIONS]:
+            good = True
+        else:
+            good, low, high = narrow(plan, (search.value, slope), (step, value, found), low, high)
+        evaluated += 1
+        if not good:
+            if evaluated < plan.settings[LBFGS_EVALUATIONS]:
+                step = next_trial(low, high)
+            elif low[0] > 0:
+                step = low[0]
+            else:
+                memory.params[:] = search.point
+                memory.first[:] = 0
+                return
+    if step * (found - slope) > 0:
+        history[:, 1:] = history[:, :-1].copy()
+        history[:, 0] = memory.params - search.point, gradient - search.slope
+    take(search, memory.params, value, gradient, sums)
+
+
+def narrow(plan: Any, start: Any, trial: Any, low: Any, high: Any) -> tuple[bool, Any, Any]:
+    """Whether Wolfe's conditions hold at the trial, and the interval in which they do; (step, loss, slope) each."""
+    step, value, slope = trial
+    least = start[0] + plan.settings[LBFGS_C1] * step * start[1]
+    if not (value <= least and value < low[1]):
+        return False, low, trial
+    if abs(slope) <= -plan.settings[LBFGS_C2] * start[1]:
+        return True, low, high
+    return False, trial, low if slope * (high[0] - low[0]) >= 0 else high
+
+
+def next_trial(low: Any, high: Any) -> float:
+    """Where the cubic through both ends of the interval is lowest."""
+    width = high[0] - low[0]
+    if width == math.inf:
+        return 2 * low[0]
+    d1 = low[2] + high[2] + 3 * (low[1] - high[1]) / width
+    square = d1 * d1 - low[2] * high[2]
+    share = math.nan
+    if square >= 0:
+        d2 = math.copysign(math.sqrt(square), width)
+        share = float(1 - np.float64(high[2] + d2 - d1) / (high[2] - low[2] + 2 * d2))
+    return low[0] + (min(max(share, 0.1), 0.9) if math.isfinite(share) else 0.5) * width
+
+
 def bind(plan: Any, memory: Any, data: Array, validation: Array) -> Callable[[int], int]:
     """`run` as a function of the blocks alone."""
+    if plan.optimizer == LIMITED_BFGS:
+        return Search(plan, memory, data, validation)
     return functools.partial(run, plan, memory, data, validation)
 
 

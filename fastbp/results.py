@@ -29,6 +29,8 @@ from fastbp.workspace import (
     WEIGHT,
     Memory,
     Plan,
+    slots,
+    state_sizes,
 )
 
 Array = NDArray[Any]
@@ -240,7 +242,9 @@ def _check_arrays(network: Network, state: State) -> None:
     P = last.size
     kept = P if validated and state.settings.patience is not None else 0
     done = arrays["position"][EPOCH] if arrays["position"].size else -1
-    shapes = {"first": P, "second": P, "best": kept, "position": POSITION_PLACES, "totals": TOTALS_PLACES}
+    optimizer = state.settings.optimizer
+    first, second = state_sizes(optimizer.code, slots(optimizer, np.float64), P)
+    shapes = {"first": first, "second": second, "best": kept, "position": POSITION_PLACES, "totals": TOTALS_PLACES}
     for name, array in arrays.items():
         if array.shape != (shapes.get(name, done),):
             raise ValueError(f"{name!r} has shape {array.shape}")

@@ -125,6 +125,7 @@ class _Opened:
         settings = result.state.settings
         self.result, self.told, self.trainer = result, told, cast(Trainer | None, None)
         constant = isinstance(settings.schedule, choices.Constant) and not settings.dropout
+        constant = constant and settings.optimizer.code not in choices.SECOND_ORDER
         alike = constant and settings.class_weight is None and result.validation_loss is None
         self.most_rows = 0 if told is None or not alike else settings.batch_size or sys.maxsize
         self.losses: list[float] = []
@@ -388,8 +389,9 @@ class _Perceptron(BaseEstimator):
         return network.copy()
 
     def _continues(self, last: TrainResult) -> bool:
-        """Whether the solver is still the one whose state is in the result."""
-        return type(self._optimizer()) is type(last.state.settings.optimizer)
+        """Whether the solver is the one whose state is in the result; that of L-BFGS has room for its history."""
+        now, before = self._optimizer(), last.state.settings.optimizer
+        return type(now) is type(before) and getattr(now, "history", None) == getattr(before, "history", None)
 
     def _as_now(self, last: TrainResult, network: Network) -> TrainResult:
         """Return the result for `resume` to go on from: the weights and the parameters of now, the optimiser's state.
@@ -512,7 +514,7 @@ class _Perceptron(BaseEstimator):
         if not isinstance(self.solver, str):
             with _named(_OBJECTS):
                 return checks.optimizer(self.solver)
-        solver = checks.choice("solver", self.solver, (*OPTIMIZERS, "lbfgs"))
+        solver = checks.choice("solver", self.solver, OPTIMIZERS)
         # Not get_params(), which takes longer than a training of one row.
         kind, parameters = OPTIMIZERS[solver], self.__dataclass_fields__
         names = {field.name: _NAMES.get(field.name, field.name) for field in dataclasses.fields(kind)}
@@ -554,7 +556,7 @@ class _Perceptron(BaseEstimator):
         optimizer = self._optimizer()
         batch_size = self.batch_size
         if isinstance(batch_size, str) and checks.choice("batch_size", batch_size, ("auto",), " or an integer >= 1"):
-            batch_size = None if isinstance(optimizer, choices.IRprop) else 200
+            batch_size = None if isinstance(optimizer, choices.IRprop | choices.LBFGS) else 200
         return {
             "optimizer": optimizer,
             "schedule": self._schedule(pace, optimizer),
@@ -690,7 +692,8 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         "exponential": one for all hidden layers, or one for each.
     solver : {"adam", "sgd", "lbfgs", "adamw", "rmsprop", "irprop"} or settings, default "adam"
         A name, or settings such as ``fastbp.SGD(momentum=0.9)``, which bring all their numbers with them. "lbfgs" is
-        SciPy's L-BFGS-B on all rows at once; "irprop" needs a full batch, which "auto" gives it.
+        SciPy's L-BFGS-B on all rows at once, as in scikit-learn; ``fastbp.LBFGS()`` is the one of `fastbp.train`. It
+        and "irprop" need a full batch, which "auto" gives them.
     alpha : float, default 0.0001
         Penalty: alpha / 2 times the sum of the squared weights, not biases, is added to the summed loss of each batch.
     batch_size : int, None or "auto", default "auto"

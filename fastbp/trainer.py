@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastbp import checkpoint, checks, choices
 from fastbp import settings as settings_of
-from fastbp.choices import IRprop, Optimizer
+from fastbp.choices import Optimizer
 from fastbp.data import Data, bytes_needed, split
 from fastbp.network import CALL_WORK, Network, engine
 from fastbp.reference import rate_factor
@@ -227,7 +227,11 @@ class Trainer:
                 getattr(memory, name)[:done] = state.arrays.get(name, ())
         began = time.perf_counter()
         team = None
-        if share is None or not compute.PANELS:
+        if plan.second_order and compute.PANELS:
+            from fastbp import second_order
+
+            run = second_order.bind(plan, memory, panels, validation)
+        elif share is None or not compute.PANELS:
             run = compute.bind(plan, memory, panels, validation)
         else:
             team = Team(count)
@@ -238,7 +242,12 @@ class Trainer:
 
     def _count(self, plan: Plan, batches: int) -> int:
         """Return how many threads are to walk so many batches."""
-        if self._threads == 1 or self._settings.backend != "numba" or is_alone(plan, self._precision):
+        if (
+            self._threads == 1
+            or plan.second_order
+            or self._settings.backend != "numba"
+            or is_alone(plan, self._precision)
+        ):
             return 1
         return self._threads or best(plan, self._precision, batches)
 
@@ -258,7 +267,7 @@ class Trainer:
         told = self._settings
         drawn = plan.shuffled or plan.validation_rows or told.class_weight is not None
         one = plan.rows <= plan.width and panels_in(plan.rows, plan) <= 1
-        return one and told.backend == "numba" and self._state is None and not drawn
+        return one and not plan.second_order and told.backend == "numba" and self._state is None and not drawn
 
     @property
     def _done(self) -> int:
@@ -340,6 +349,10 @@ class Trainer:
     def _open(self) -> None:
         """Prepare for steps, once memory has been seen to suffice."""
         params, settings, state = self._network._params, self._settings, self._state
+        if settings.optimizer.code in choices.SECOND_ORDER:
+            raise checks.ParameterError(
+                f"must be one that makes a step of each gradient, got {type(settings.optimizer).__name__}", "optimizer"
+            )
         checks.memory(6 * params.nbytes, f"the training of {params.size} parameters")
         memory = make_memory(make_plan(self._network, 1, 1, settings.optimizer), params, STEPS)
         if state is not None:
@@ -609,18 +622,7 @@ class Trainer:
 def batch_of(settings: Settings, n: int) -> int:
     """Return the rows of a batch of n rows, and refuse what the optimiser cannot use."""
     batch_size = n if settings.batch_size is None else min(settings.batch_size, n)
-    if isinstance(settings.optimizer, IRprop):
-        if batch_size < n:
-            raise checks.ParameterError(
-                f"must be None with the optimizer 'irprop', which reads signs of whole gradients, got {batch_size}",
-                "batch_size",
-            )
-        if not isinstance(settings.schedule, choices.Constant):
-            raise checks.ParameterError(
-                f"must be 'constant' with the optimizer 'irprop', which needs no rate, "
-                f"got {type(settings.schedule).__name__}",
-                "schedule",
-            )
+    _check_together(settings, batch_size < n and batch_size)
     return batch_size
 
 
@@ -644,6 +646,33 @@ def _again(course: Course, params: Array, data: Data) -> Course:
         array[:] = 0
     begin(plan, memory)
     return course._replace(memory=memory, compile_seconds=0.0)
+
+
+# Why an optimiser takes all rows at once, and why it needs no rate.
+_WHOLE = {"irprop": "reads signs of whole gradients", "lbfgs": "searches along lines of the whole loss"}
+_WITHOUT_RATE = {"irprop": "needs no rate", "lbfgs": "searches for the length of each step"}
+
+
+def _check_together(settings: Settings, batch_size: int) -> None:
+    """Refuse settings that do not go with the optimiser; batches of 0 rows are those of all."""
+    kind = type(settings.optimizer)
+    name = next(name for name, other in choices.OPTIMIZERS.items() if other is kind)
+    if name in _WHOLE and batch_size:
+        raise checks.ParameterError(
+            f"must be None with the optimizer {name!r}, which {_WHOLE[name]}, got {batch_size}", "batch_size"
+        )
+    if name in _WITHOUT_RATE and not isinstance(settings.schedule, choices.Constant):
+        raise checks.ParameterError(
+            f"must be 'constant' with the optimizer {name!r}, which {_WITHOUT_RATE[name]}, "
+            f"got {type(settings.schedule).__name__}",
+            "schedule",
+        )
+    if settings.optimizer.code in choices.SECOND_ORDER:
+        for setting, why in (("dropout", "compares losses"), ("clip_norm", "searches for the length of each step")):
+            if value := getattr(settings, setting):
+                raise checks.ParameterError(
+                    f"must be left out with the optimizer {name!r}, which {why}, got {value}", setting
+                )
 
 
 def _in_whole_batches(plan: Plan) -> Plan:

@@ -22,13 +22,16 @@ from fastbp.choices import (
     IDENTITY,
     IRPROP,
     KEEP_GRADIENT,
+    LBFGS_HISTORY,
     LEAKY_RELU,
     LEARNING_RATE,
+    LIMITED_BFGS,
     LOSSES,
     MOMENTUM_SGD,
     OF_LOGITS,
     PLAIN_SGD,
     RELU,
+    SECOND_ORDER,
     SIGMOID,
     SLOTS,
     SOFTMAX,
@@ -88,6 +91,16 @@ GROUP_TOTALS_PLACES = 13
 GROUP_RATE, FIGURE, WATCHED = range(10, GROUP_TOTALS_PLACES)  # before the schedule; the last of an epoch
 NUMBERS_PLACES = 10
 BATCH, PENALTY, SUM, BETTER = range(6, NUMBERS_PLACES)  # after those of Memory.scalars
+
+# Places in Search.state: what is done next, the next rows, evaluations of this search, whether slope is that of point.
+SEARCH_STATE_PLACES = 5
+AT_STAGE, AT_ROW, AT_PANEL, EVALUATED, KNOWN = range(SEARCH_STATE_PLACES)
+
+# Places in Search.figures: sums over the rows at the point; loss and slope along the direction there; the step that is
+# tried; and step, loss and slope of the lower and of the upper end of the interval, which are only in this order.
+SEARCH_FIGURES_PLACES = 12
+POINT_LOSS, POINT_ERROR, POINT_WEIGHT, POINT_VALUE, POINT_SLOPE, TRIED = range(6)
+LOW, LOW_VALUE, LOW_SLOPE, HIGH, HIGH_VALUE, HIGH_SLOPE = range(6, SEARCH_FIGURES_PLACES)
 
 # Arrays of a Memory in the working precision, but for the parameters; and those that have a number for each epoch.
 WORKING = (
@@ -160,8 +173,18 @@ class Plan(NamedTuple):
         return (1 if few else None) if self.lean else (1.0 if few else True)
 
     @property
+    def second_order(self) -> bool:
+        """Whether `second_order.py` runs it."""
+        return self.optimizer in SECOND_ORDER
+
+    @property
     def blocks_per_epoch(self) -> int:
-        """Blocks in which the batches of one epoch are walked, and then the rows for validation."""
+        """Blocks in which the batches of one epoch are walked, and then the rows for validation.
+
+        Of an optimiser of second order an epoch is one block: nobody knows how often it walks its rows.
+        """
+        if self.second_order:
+            return 1
         full, rest = divmod(self.rows, self.batch_size)
         samples = self.block * self.width
         batches = full * -(-self.batch_size // samples) + -(-rest // samples)
@@ -173,7 +196,7 @@ class Memory(NamedTuple):
 
     params: Array  # (P,)
     gradient: Array  # (P + V,) zero between batches
-    first: Array  # (P,) velocity, Adam's mean of gradients, or iRprop's last gradient
+    first: Array  # (P,) velocity, Adam's mean of gradients, or iRprop's last gradient; L-BFGS's steps and their (m, P)
     second: Array  # (P,) the mean of squares of Adam and RMSprop, or iRprop's steps
     best: Array  # (P,) weights of the best epoch, if they are kept
     all_zero: Array  # (widest layer, layers, at least V) zeros, where there is no bias and no dropout
@@ -251,19 +274,30 @@ class Group(NamedTuple):
     drawn_anew: bool  # whether anything is drawn or computed for each epoch
 
 
+class Search(NamedTuple):
+    """What L-BFGS has beside the memory, and none of it has to be kept: it is computed anew for the same bits."""
+
+    state: NDArray[np.int64]  # (SEARCH_STATE_PLACES,) where the next call goes on
+    figures: NDArray[np.float64]  # (SEARCH_FIGURES_PLACES,) of the point and of the line search
+    shares: NDArray[np.float64]  # (m,) what of each remembered change the two loops take
+    point: Array  # (P,) where the search begins
+    slope: Array  # (P,) the gradient there
+    direction: Array  # (P,)
+
+
 # How `struct` calls their fields.
 _LAYOUTS = {
     kind: "".join("d" if hint is float else "q" for hint in get_type_hints(kind).values())
-    for kind in (Plan, Memory, Share, Group)
+    for kind in (Plan, Memory, Share, Group, Search)
 }
 
 
-def words_of(bundle: Plan | Memory | Share | Group) -> NDArray[np.int64]:
+def words_of(bundle: Plan | Memory | Share | Group | Search) -> NDArray[np.int64]:
     """The fields as kernels read them, 8 bytes each: numbers, and addresses of arrays, which must outlive the words."""
     return _words_of_plan(bundle) if isinstance(bundle, Plan) else _words(bundle)
 
 
-def _words(bundle: Plan | Memory | Share | Group) -> NDArray[np.int64]:
+def _words(bundle: Plan | Memory | Share | Group | Search) -> NDArray[np.int64]:
     values = [address(x) if isinstance(x, np.ndarray) else x for x in bundle]
     return np.frombuffer(bytearray(struct.pack(_LAYOUTS[type(bundle)], *values)), np.int64)
 
@@ -356,6 +390,8 @@ def _plan(
     small = batch_size <= lanes and max(sizes) <= TINY_UNITS
     tiny = small and not (weighted or l2 or clip_norm or keeps.any())
     few = few_of(sizes, dtype)
+    if optimizer and optimizer.code in SECOND_ORDER:  # which walks panels alone: one version of it to compile
+        tiny, few = False, 0
     if tiny or few < min(batch_size, rows % batch_size or batch_size):
         few = 0
     # Rows of activations are whole vectors.
@@ -371,13 +407,13 @@ def _plan(
         huber_delta=huber_delta,
         biases=bias,
         optimizer=optimizer.code if optimizer else KEEP_GRADIENT,
-        settings=_slots(optimizer, dtype),
+        settings=slots(optimizer, dtype),
         l2=l2,
         clip_norm=clip_norm,
         dropout=rates,
         keeps=keeps,
         schedule=schedule.code,
-        schedule_settings=_slots(schedule, np.float64),
+        schedule_settings=slots(schedule, np.float64),
         batch_size=batch_size,
         mean=mean,
         weighted=weighted,
@@ -413,7 +449,7 @@ def layers_of(flat: Array, sizes: Sequence[int] | Array, starts: Sequence[int] |
     return layers
 
 
-def _slots(settings: Optimizer | Schedule | None, dtype: Any) -> Array:
+def slots(settings: Optimizer | Schedule | None, dtype: Any) -> Array:
     """The values of the fields in their order, filled up with zeros."""
     slots = np.zeros(SLOTS, dtype)
     if settings:
@@ -421,6 +457,13 @@ def _slots(settings: Optimizer | Schedule | None, dtype: Any) -> Array:
         values = [getattr(settings, field.name) for field in dataclasses.fields(settings)]
         slots[: len(values)] = values  # raises if there are more
     return slots
+
+
+def state_sizes(optimizer: int, settings: Array, parameters: int) -> tuple[int, int]:
+    """Numbers in `first` and `second` of a Memory, given code and slots of an optimiser."""
+    if optimizer == LIMITED_BFGS:
+        return 2 * int(settings[LBFGS_HISTORY]) * parameters, 0
+    return parameters, parameters
 
 
 def forward_sizes(plan: Plan, lanes: int) -> tuple[int, int, int]:
@@ -448,10 +491,11 @@ def memory_sizes(plan: Plan, dtype: Any, epochs: int) -> dict[str, int]:
     data, activations, all_zero = forward_sizes(plan, lanes)
     widest = -(-max(plan.sizes.tolist()) // lanes) * lanes
     validated = epochs if plan.validation_rows else 0
+    first, second = state_sizes(plan.optimizer, plan.settings, P)
     return {
         "gradient": P + lanes,  # kernels read and rewrite up to a vector beyond the last row
-        "first": P,
-        "second": P,
+        "first": first,
+        "second": second,
         "best": P * plan.keep_best,
         "all_zero": all_zero,
         "scalars": SCALARS_PLACES,
@@ -467,6 +511,19 @@ def memory_sizes(plan: Plan, dtype: Any, epochs: int) -> dict[str, int]:
         "validation_error": validated,
         "validation_misfit": validated,
     }
+
+
+def make_search(plan: Plan, dtype: Any) -> Search:
+    """What L-BFGS writes beside the memory."""
+    point, slope, direction = (aligned(plan.parameters, dtype) for _ in range(3))
+    return Search(
+        state=np.zeros(SEARCH_STATE_PLACES, np.int64),
+        figures=np.zeros(SEARCH_FIGURES_PLACES),
+        shares=np.zeros(int(plan.settings[LBFGS_HISTORY])),
+        point=point,
+        slope=slope,
+        direction=direction,
+    )
 
 
 def make_memory(plan: Plan, params: Array, epochs: int) -> Memory:

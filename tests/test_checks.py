@@ -30,6 +30,7 @@ from fastbp.checks import DataError, DivergenceError, FastbpError, ParameterErro
 from fastbp.choices import (
     CLASSIFYING,
     ELEMENTWISE,
+    LBFGS,
     LOSSES,
     OPTIMIZERS,
     SCHEDULES,
@@ -66,6 +67,9 @@ INTERVALS = {
         "learning_rate": "(0, inf)", "increase": "[1, inf)", "decrease": "(0, 1)", "smallest_step": "(0, inf)",
         "largest_step": "(0, inf)",
     },
+    LBFGS: {
+        "learning_rate": "(0, inf)", "history": "1, 2, ...", "c1": "(0, 1)", "c2": "(0, 1)", "evaluations": "1, 2, ...",
+    },
     Constant: {},
     ExponentialDecay: {"decay": "(0, 1]"},
     InverseScaling: {"power": "(0, inf)", "pace": "(0, inf)"},
@@ -80,6 +84,8 @@ BESIDE = {
     (SGD, "nesterov"): {"momentum": 0.5},
     (IRprop, "smallest_step"): {"largest_step": sys.float_info.max},
     (IRprop, "largest_step"): {"smallest_step": 5e-324},
+    (LBFGS, "c1"): {"c2": math.nextafter(1, 0)},
+    (LBFGS, "c2"): {"c1": 5e-324},
     (CosineDecay, "warmup"): {"epochs": 2**31 - 1},
 }
 
@@ -1128,6 +1134,8 @@ def test_field_is_refused_beyond_the_ends_of_its_interval(kind, field):
             IRprop, {"smallest_step": 2, "largest_step": 1}, ParameterError,
             "'smallest_step' must be at most 'largest_step', got 2.0 and 1.0",
         ),
+        (LBFGS, {"c1": 0.5, "c2": 0.25}, ParameterError, "'c1' must be at most 'c2', got 0.5 and 0.25"),
+        (LBFGS, {"history": 0}, ParameterError, "'history' must be an integer >= 1, got 0"),
         (
             CosineDecay, {"epochs": 5, "warmup": 5}, ParameterError,
             "'warmup' must be less than the epochs of the schedule (5), got 5",

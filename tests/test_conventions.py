@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "kernels": {"choices", "workspace", "jit", "simd", "products", "formulas", "rows"},
     "teams": {"choices", "workspace", "jit", "simd", "products", "formulas", "rows", "kernels"},
     "lanes": {"choices", "workspace", "jit", "simd", "formulas", "kernels"},
+    "second_order": {"choices", "workspace", "jit", "simd", "products", "formulas", "kernels"},
     "threads": {"workspace", "teams"},
     "reference": {"choices", "workspace"},
     "network": {"choices", "checks", "checkpoint", "workspace", "jit", "kernels", "reference", "threads"},
@@ -48,7 +49,7 @@ MAY_IMPORT = {
     "data": {"choices", "checks", "workspace", "settings"},
     "results": {"checks", "checkpoint", "workspace", "network", "settings"},
     "trainer": {"choices", "checks", "checkpoint", "workspace", "reference", "network", "settings", "data", "results"}
-    | {"threads"},
+    | {"threads", "second_order"},
     "train": {"choices", "checks", "checkpoint", "workspace", "progress", "network", "settings", "data", "results"}
     | {"trainer"},
     "groups": {"choices", "checks", "workspace", "lanes", "network", "settings", "data", "results", "trainer"},
@@ -62,7 +63,7 @@ MAY_IMPORT = {
     "__init__": {"version", "errors", "choices", "network", "trainer", "train", "many"},
     "__main__": {"__init__", "choices", "checks", "jit", "simd", "network", "trainer", "train", "xor"},
 }
-KERNELS = ["products", "formulas", "rows", "kernels", "teams", "lanes"]
+KERNELS = ["products", "formulas", "rows", "kernels", "teams", "lanes", "second_order"]
 WITHOUT_NUMBA = ["version", "errors", "scalars", "choices", "checks", "checkpoint", "network", "reference"]
 
 # Public kernels that have no twin in the reference, each with its reason.
@@ -152,6 +153,15 @@ ONLY_COMPILED = {
     "predict_words": LAYOUT,
     "predict_blocks": LAYOUT,
     "predict_block": "a part of `predict`",
+    "lbfgs_words": LAYOUT,
+    "evaluate_block": "a part of `evaluate`",
+    "end_epoch": "lines of the twin of `lbfgs`",
+    "knows": "NumPy's own",
+    "aim": "lines of the twin of `lbfgs`",
+    "decide": "lines of `search_line`",
+    "go": "a line of `search_line`",
+    "remember": "lines of `search_line`",
+    "forget": "NumPy's own",
 }
 TEAM = "what one thread does in `kernels`, in chunks: compared with it bit by bit"
 ONLY_COMPILED |= dict.fromkeys(
@@ -197,6 +207,7 @@ CODES = {
         "RMSPROP": 4,
         "IRPROP": 5,
         "ADAMW": 6,
+        "LIMITED_BFGS": 7,
     },
     "schedules": {
         "CONSTANT": 0,

@@ -1216,17 +1216,31 @@ OPTIMIZERS = [
     ("irprop", fastbp.IRprop(0.01)),
     (fastbp.SGD(0.02, momentum=0.5), fastbp.SGD(0.02, momentum=0.5)),
     (fastbp.Adam(0.02, beta1=0.5), fastbp.Adam(0.02, beta1=0.5)),
+    (fastbp.LBFGS(history=5), fastbp.LBFGS(history=5)),
 ]
 
 
 @pytest.mark.parametrize(("solver", "optimizer"), OPTIMIZERS, ids=str)
 def test_every_optimiser_can_be_chosen(solver, optimizer):
     X = features()
-    batch_size = "auto" if solver == "irprop" else 20
+    batch_size = "auto" if solver == "irprop" or isinstance(solver, fastbp.LBFGS) else 20
     regressor = MLPRegressor(solver=solver, **SHORT | {"batch_size": batch_size}).fit(X, X[:, 0])
 
     assert regressor.result_.state.settings.optimizer == optimizer
     assert regressor.loss_ < regressor.loss_curve_[0]
+
+
+def test_partial_fit_goes_on_with_built_in_lbfgs_while_it_remembers_as_many_steps():
+    X = features()
+    settings = SHORT | {"batch_size": "auto"}
+    regressor = MLPRegressor(solver=fastbp.LBFGS(history=4), **settings)
+    for _ in range(6):
+        regressor.partial_fit(X, X[:, 0])
+    whole = MLPRegressor(solver=fastbp.LBFGS(history=4), **settings | {"max_iter": 6, "tol": 0.0}).fit(X, X[:, 0])
+
+    assert parameters(regressor).tobytes() == parameters(whole).tobytes()
+    regressor.set_params(solver=fastbp.LBFGS(history=5)).partial_fit(X, X[:, 0])
+    assert regressor.result_.loss.size == 1  # the optimiser began anew
 
 
 @pytest.mark.parametrize(
