@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ExponentialDecay,
         InverseScaling,
         IRprop,
+        LevenbergMarquardt,
         ReduceOnPlateau,
         RMSprop,
     )
@@ -53,6 +54,7 @@ _HOMES = {
         "ExponentialDecay",
         "IRprop",
         "InverseScaling",
+        "LevenbergMarquardt",
         "RMSprop",
         "ReduceOnPlateau",
     ),
@@ -86,6 +88,7 @@ __all__ = [
     "FastbpError",
     "IRprop",
     "InverseScaling",
+    "LevenbergMarquardt",
     "ManyResult",
     "Network",
     "ParameterError",

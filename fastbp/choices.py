@@ -16,10 +16,10 @@ from fastbp.scalars import count, flag, number
 
 IDENTITY, SIGMOID, TANH, RELU, LEAKY_RELU, SOFTMAX, ELU, GELU, SILU, SOFTPLUS, EXPONENTIAL = range(11)
 SQUARED_ERROR, BINARY_CROSS_ENTROPY, CROSS_ENTROPY, ABSOLUTE_ERROR, HUBER, POISSON = range(6)
-KEEP_GRADIENT, PLAIN_SGD, MOMENTUM_SGD, ADAM, RMSPROP, IRPROP, ADAMW, LIMITED_BFGS = range(8)
+KEEP_GRADIENT, PLAIN_SGD, MOMENTUM_SGD, ADAM, RMSPROP, IRPROP, ADAMW, LIMITED_BFGS, MARQUARDT = range(9)
 CONSTANT, EXPONENTIAL_DECAY, INVERSE_SCALING, COSINE, REDUCE_ON_PLATEAU = range(5)
 
-SECOND_ORDER = (LIMITED_BFGS,)  # optimisers that `second_order.py` runs, an epoch a block
+SECOND_ORDER = (LIMITED_BFGS, MARQUARDT)  # optimisers that `second_order.py` runs, an epoch a block
 
 LEAK = 0.01  # slope of leaky_relu below zero
 
@@ -415,7 +415,64 @@ class LBFGS(Settings):
             raise ParameterError(f"must be at most 'c2', got {self.c1} and {self.c2}", "c1")
 
 
-Optimizer = SGD | Adam | AdamW | RMSprop | IRprop | LBFGS
+@dataclass(frozen=True, slots=True)
+class LevenbergMarquardt(Settings):
+    """Levenberg-Marquardt: each batch makes a damped Gauss-Newton step, and keeps it only if its own loss is lower.
+
+    With g the gradient of the batch and H the curvature that its Jacobian gives: ``w -= learning_rate * s`` where
+    ``(H + damping I) s = g``. H is exact but for the curvature of the network itself: for squared error, the two
+    cross-entropies and "poisson"; residuals beyond `huber_delta` are weighted down, as in least squares that are
+    iteratively reweighted. It wants large batches, best ``batch_size=None``, and takes 16 bytes times the square of the
+    number of parameters. For networks of up to some thousand parameters.
+
+    Parameters
+    ----------
+    learning_rate : float, default 1.0
+        Share of a step that is made, above 0 and at most 1.
+    damping : float, default 1e-3
+        The first one, above 0.
+    increase, decrease : float, default 2.0 and 0.1
+        Factors of the damping: after a step that was refused, above 1, and twice as much after each further one; and
+        after one that was kept the least, in (0, 1). How much less, the quadratic model decides by what it promised.
+    smallest, largest : float, default 1e-10 and 1e10
+        Bounds of the damping, above 0.
+    attempts : int, default 10
+        Steps that a batch tries at most, at least 1; if all are refused, the weights stay.
+
+    Raises
+    ------
+    ParameterError, ParameterTypeError
+        If a parameter is out of its range or of the wrong type, or `smallest` is above `largest`.
+
+    References
+    ----------
+    Marquardt, "An algorithm for least-squares estimation of nonlinear parameters", SIAM Journal on Applied Mathematics
+    11, 1963. Hagan and Menhaj, "Training feedforward networks with the Marquardt algorithm", IEEE Transactions on
+    Neural Networks 5, 1994. Nielsen, "Damping parameter in Marquardt's method", IMM-REP-1999-05, for the damping.
+
+    Examples
+    --------
+    >>> LevenbergMarquardt(damping=0.1).decrease
+    0.1
+    """
+
+    code: ClassVar[int] = MARQUARDT  # by which kernels know it
+    learning_rate: float = bounded(1.0, above=0, at_most=1)
+    damping: float = bounded(1e-3, above=0)
+    increase: float = bounded(2.0, above=1)
+    decrease: float = bounded(0.1, above=0, below=1)
+    smallest: float = bounded(1e-10, above=0)
+    largest: float = bounded(1e10, above=0)
+    attempts: int = counted(10, minimum=1)
+
+    def __post_init__(self) -> None:
+        """Check what no field can say alone."""
+        Settings.__post_init__(self)
+        if self.smallest > self.largest:
+            raise ParameterError(f"must be at most 'largest', got {self.smallest} and {self.largest}", "smallest")
+
+
+Optimizer = SGD | Adam | AdamW | RMSprop | IRprop | LBFGS | LevenbergMarquardt
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "sgd": SGD,
     "adam": Adam,
@@ -423,6 +480,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "rmsprop": RMSprop,
     "irprop": IRprop,
     "lbfgs": LBFGS,
+    "levenberg_marquardt": LevenbergMarquardt,
 }
 
 
@@ -602,6 +660,8 @@ ADAMW_WEIGHT_DECAY = 4  # and before it those of Adam
 RMSPROP_DECAY, RMSPROP_EPSILON = 1, 2
 IRPROP_INCREASE, IRPROP_DECREASE, IRPROP_SMALLEST_STEP, IRPROP_LARGEST_STEP = range(1, 5)
 LBFGS_HISTORY, LBFGS_C1, LBFGS_C2, LBFGS_EVALUATIONS = range(1, 5)
+LEVENBERG_MARQUARDT_DAMPING, LEVENBERG_MARQUARDT_INCREASE, LEVENBERG_MARQUARDT_DECREASE = range(1, 4)
+LEVENBERG_MARQUARDT_SMALLEST, LEVENBERG_MARQUARDT_LARGEST, LEVENBERG_MARQUARDT_ATTEMPTS = range(4, 7)
 
 EXPONENTIAL_DECAY_DECAY = 0
 INVERSE_SCALING_POWER, INVERSE_SCALING_PACE = 0, 1

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fastbp import checks
 from fastbp.choices import CLASSIFYING
 from fastbp.settings import Settings
-from fastbp.workspace import HISTORY, PIECE, Plan, memory_sizes, panels_in, pieces, rows_of
+from fastbp.workspace import HISTORY, PIECE, Plan, memory_sizes, panels_in, pieces, rows_of, second_order_sizes
 
 Array = NDArray[Any]
 
@@ -163,8 +163,8 @@ def bytes_needed(
     return {
         f"{len(X) + (held if data.validation else 0)} rows{padded}": sum(a.nbytes for a in given if a is not None)
         + max(stages),
-        f"{P} parameters": item * ((2 + resumed) * copies + (4 if plan.second_order else 1) * P),  # with those of a
-        # chunk's begin
+        f"{P} parameters": item * ((2 + resumed) * copies + P),  # with those of a chunk's begin
+        f"the normal equations of {P} parameters": 8 * sum(second_order_sizes(plan, dtype).values()),
         f"the activations of {plan.block * plan.width} rows": item * block * (1 if in_panels else 3),
         f"the losses of {epochs} 'epochs'": 8 * ((3 + resumed) * history + 3 * sizes["validation_loss"]),
     }

@@ -52,7 +52,13 @@ from fastbp.choices import (
     LEAK,
     LEAKY_RELU,
     LEARNING_RATE,
+    LEVENBERG_MARQUARDT_ATTEMPTS,
+    LEVENBERG_MARQUARDT_DECREASE,
+    LEVENBERG_MARQUARDT_INCREASE,
+    LEVENBERG_MARQUARDT_LARGEST,
+    LEVENBERG_MARQUARDT_SMALLEST,
     LIMITED_BFGS,
+    MARQUARDT,
     MOMENTUM_SGD,
     OF_LOGITS,
     PLAIN_SGD,
@@ -73,6 +79,7 @@ from fastbp.choices import (
     SILU,
     SOFTMAX,
     SOFTPLUS,
+    SQUARED_ERROR,
     TANH,
 )
 from fastbp.workspace import (
@@ -605,14 +612,14 @@ def run(plan: Any, memory: Any, data: Array, validation: Array, blocks: int) -> 
     return FINISHED
 
 
-# --- L-BFGS ---------------------------------------------------------------------------------------------------------
+# --- optimisers of second order --------------------------------------------------------------------------------------
 
 
 class Search:
-    """What a search goes on from: the point where it begins, with loss, error and slope."""
+    """What an optimiser of second order goes on from; L-BFGS: the point where it is, with loss, slope and sums."""
 
-    def __init__(self, plan: Any, memory: Any, data: Array, validation: Array) -> None:
-        self.plan, self.memory = plan, memory
+    def __init__(self, step: Callable[[Any], int], plan: Any, memory: Any, data: Array, validation: Array) -> None:
+        self.step, self.plan, self.memory = step, plan, memory
         self.rows = data.reshape(plan.rows, -1)
         self.validation = validation.reshape(plan.validation_rows, self.rows.shape[1])
         self.point: Array | None = None
@@ -622,10 +629,25 @@ class Search:
         status = FINISHED
         with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
             for _ in range(epochs):
-                status = lbfgs(self)
+                status = self.step(self)
                 if status != FINISHED:
                     break
         return status
+
+
+def close_epoch(search: Any, epoch: int) -> int:
+    """Validation and early stopping;  returns the status of `run`."""
+    plan, totals, row = search.plan, search.memory.totals, 0
+    memory = search.memory
+    while row < plan.validation_rows:
+        row += validate_block(plan, memory, search.validation, row)
+    if row:
+        weight = totals[WEIGHT]
+        memory.validation_loss[epoch] = totals[LOSS] / weight
+        memory.validation_error[epoch] = totals[ERROR] / (weight * plan.sizes[-1])
+        memory.validation_misfit[epoch] = totals[MISFIT] / weight
+        totals[LOSS] = totals[ERROR] = totals[MISFIT] = totals[WEIGHT] = 0
+    return judge(plan, memory, epoch) if plan.patience >= 0 else FINISHED
 
 
 def lbfgs(search: Any) -> int:
@@ -651,35 +673,32 @@ def lbfgs(search: Any) -> int:
         step /= max(1, norm(search.slope))
     if slope < 0:
         search_line(search, direction, slope, step)
-    if plan.validation_rows:
-        weight = 0
-        while weight < plan.validation_rows:
-            weight += validate_block(plan, memory, search.validation, weight)
-        totals = memory.totals
-        weight = totals[WEIGHT]
-        memory.validation_loss[epoch] = totals[LOSS] / weight
-        memory.validation_error[epoch] = totals[ERROR] / (weight * O)
-        memory.validation_misfit[epoch] = totals[MISFIT] / weight
-        totals[LOSS] = totals[ERROR] = totals[MISFIT] = totals[WEIGHT] = 0
-    return judge(plan, memory, epoch) if plan.patience >= 0 else FINISHED
+    return close_epoch(search, epoch)
 
 
 def evaluate(search: Any) -> tuple[float, Array, tuple[float, float, float]]:
     """Loss and gradient of all rows at the parameters, and sums of loss, error and weight."""
-    plan, memory, rows = search.plan, search.memory, search.rows
-    I, O = plan.sizes[0], plan.sizes[-1]
-    x, y, weight = rows[:, :I], rows[:, I : I + O], rows[:, I + O :]
-    activations, kept = forward(plan, memory.params, plan.dropout, x, 0, 0)
-    p, delta, losses = output(plan.loss, plan.huber_delta, plan.kinds[-1], activations[-1], y)
-    gradient = np.zeros_like(memory.params)
-    backward(plan, memory.params, activations, kept, delta * weight, gradient, 0, 0)
-    loss = float((losses * weight[:, 0]).sum(dtype=np.float64))
-    error = float(np.abs((p - y) * weight).sum(dtype=np.float64))
-    total = float(weight.sum(dtype=np.float64))
+    plan, params = search.plan, search.memory.params
+    _, _, delta, (_, activations, kept), sums = passed(plan, params, search.rows)
+    gradient = np.zeros_like(params)
+    backward(plan, params, activations, kept, delta, gradient, 0, 0)
+    loss, error, total = sums
     if plan.l2 > 0:
-        loss += penalty(plan, memory.params, gradient)
+        loss += penalty(plan, params, gradient)
     scale = 1 / total if plan.mean else 1.0
     return loss * scale, gradient * gradient.dtype.type(scale), (loss, error, total)
+
+
+def passed(plan: Any, params: Array, rows: Array) -> Any:
+    """Logits, predictions and deltas of rows, what the backward pass needs, and sums of loss, error and weight."""
+    I, O = plan.sizes[0], plan.sizes[-1]
+    x, y, weight = rows[:, :I], rows[:, I : I + O], rows[:, I + O :]
+    activations, kept = forward(plan, params, plan.dropout, x, 0, 0)
+    p, delta, losses = output(plan.loss, plan.huber_delta, plan.kinds[-1], activations[-1], y)
+    loss = float((losses * weight[:, 0]).sum(dtype=np.float64))
+    error = float(np.abs((p - y) * weight).sum(dtype=np.float64))
+    sums = loss, error, float(weight.sum(dtype=np.float64))
+    return activations[-1], p, delta * weight, (x, activations, kept), sums
 
 
 def take(search: Any, params: Array, value: float, slope: Array, sums: tuple[float, float, float]) -> None:
@@ -764,10 +783,122 @@ def next_trial(low: Any, high: Any) -> float:
     return low[0] + (min(max(share, 0.1), 0.9) if math.isfinite(share) else 0.5) * width
 
 
+def marquardt(search: Any) -> int:
+    """An epoch: a step of each batch, validation and early stopping;  returns the status of `run`."""
+    plan, memory, n = search.plan, search.memory, search.plan.rows
+    epoch, totals = int(memory.position[EPOCH]), memory.totals
+    memory.position[EPOCH] += 1
+    order = shuffle(n, plan.seed, epoch) if plan.shuffled else np.arange(n)
+    for first in range(0, n, plan.batch_size):
+        batch = search.rows[order[first : first + plan.batch_size]]
+        loss, error, weight = damped_step(plan, memory, batch)
+        if weight > 0:
+            totals[LOSS] += loss
+            totals[ERROR] += error
+            totals[WEIGHT] += weight
+    loss, weight = totals[LOSS], totals[WEIGHT]
+    memory.loss[epoch], memory.error[epoch] = loss / weight, totals[ERROR] / (weight * plan.sizes[-1])
+    totals[LOSS] = totals[ERROR] = totals[WEIGHT] = 0
+    if not (math.isfinite(loss) and finite(memory.params)):
+        return DIVERGED
+    return close_epoch(search, epoch)
+
+
+def damped_step(plan: Any, memory: Any, batch: Array) -> tuple[float, float, float]:
+    """Make the step of a batch, damped so that its loss falls;  returns sums of loss, error and weight before."""
+    settings, point = plan.settings, memory.params.copy()
+    z, p, delta, (_, activations, kept), (loss, error, weight) = passed(plan, point, batch)
+    gradient = np.zeros_like(point)
+    backward(plan, point, activations, kept, delta, gradient, 0, 0)
+    ridge = np.zeros_like(gradient)
+    if plan.l2 > 0:
+        loss += penalty(plan, point, gradient)
+        for ridge_w, _ in layers_of(ridge, plan.sizes, plan.starts):
+            ridge_w[:] = plan.l2
+    if not (weight > 0 and math.isfinite(loss)):
+        return loss, error, weight
+    I, O, P = plan.sizes[0], plan.sizes[-1], plan.parameters
+    roots = curvature(plan, z, p, batch[:, I : I + O], batch[:, I + O :])
+    normal = np.diag(ridge.astype(np.float64))
+    for o in range(O):
+        rows = jacobian(plan, point, activations, kept, p, o, roots)
+        normal += rows.T @ rows
+    scale = 1 / weight if plan.mean else 1.0
+    slope, smallest, largest = (
+        scale * gradient.astype(np.float64), float(settings[LEVENBERG_MARQUARDT_SMALLEST]),
+        float(settings[LEVENBERG_MARQUARDT_LARGEST]),
+    )  # fmt: skip
+    for refused in range(int(settings[LEVENBERG_MARQUARDT_ATTEMPTS])):
+        damping, value = float(memory.second[0]), math.nan
+        try:
+            factor = np.linalg.cholesky(scale * normal + damping * np.eye(P))
+        except np.linalg.LinAlgError:
+            pass
+        else:
+            solution = np.linalg.solve(factor.T, np.linalg.solve(factor, slope))
+            memory.params[:] = point - settings[LEARNING_RATE] * solution
+            value = passed(plan, memory.params, batch)[-1][0]
+            if plan.l2 > 0:
+                value += penalty(plan, memory.params, np.zeros_like(gradient))
+        if value * scale < loss * scale:
+            damping *= damped_less(plan, slope, solution, damping, (loss - value) * scale)
+            memory.second[0] = min(max(damping, smallest), largest)
+            break
+        memory.params[:] = point
+        memory.second[0] = min(damping * settings[LEVENBERG_MARQUARDT_INCREASE] * 2.0**refused, largest)
+        if damping >= largest:
+            break
+    return loss, error, weight
+
+
+def damped_less(plan: Any, slope: Array, solution: Array, damping: float, gain: float) -> float:
+    """Factor of the damping after a step that lowered the loss by this gain."""
+    share, along = float(plan.settings[LEARNING_RATE]), dot(slope, solution)
+    curved = along - damping * dot(solution, solution)
+    ratio = np.float64(gain) / (share * along - 0.5 * share * share * curved)
+    return max(float(1 - (2 * ratio - 1) ** 3), float(plan.settings[LEVENBERG_MARQUARDT_DECREASE]))
+
+
+def curvature(plan: Any, z: Array, p: Array, y: Array, weight: Array) -> Array:
+    """The root of the curvature of the loss by each logit, of "cross_entropy" that of p; and of the weight."""
+    kind = plan.kinds[-1]
+    curved = p
+    if plan.loss == BINARY_CROSS_ENTROPY:
+        curved = p * (1 - p)
+    elif plan.loss in (SQUARED_ERROR, HUBER):
+        curved = times_slope(kind, np.ones_like(p), z if of_logits(kind) else p) ** 2
+        if plan.loss == HUBER:
+            size = np.abs(p - y)
+            curved = np.where(size < plan.huber_delta, curved, curved * (plan.huber_delta / size))
+    return np.sqrt(curved * weight)
+
+
+def jacobian(
+    plan: Any, params: Array, activations: list[Array], kept: list[Array], p: Array, o: int, roots: Array
+) -> Array:
+    """Rows of J of output o (B, P): the gradients of its logit, times the root of its curvature; in float64.
+
+    Of "cross_entropy", whose curvature is diag(p) - p p', rows are the gradients of root p_o (z_o - sum_k p_k z_k).
+    """
+    layers = layers_of(params, plan.sizes, plan.starts)
+    delta = np.zeros_like(p)
+    delta[:, o] = roots[:, o]
+    if plan.loss == CROSS_ENTROPY:
+        delta -= roots[:, o : o + 1] * p
+    parts: list[Array] = []
+    for layer in range(len(layers) - 1, -1, -1):
+        a = activations[layer].astype(np.float64)
+        biases = [delta.astype(np.float64)] if plan.biases else []
+        parts = [(a[:, :, None] * delta[:, None, :]).reshape(len(a), -1), *biases, *parts]
+        if layer > 0:
+            delta = times_slope(plan.kinds[layer - 1], product(layers[layer][0].T, delta), kept[layer])
+    return np.hstack(parts)
+
+
 def bind(plan: Any, memory: Any, data: Array, validation: Array) -> Callable[[int], int]:
     """`run` as a function of the blocks alone."""
-    if plan.optimizer == LIMITED_BFGS:
-        return Search(plan, memory, data, validation)
+    if plan.optimizer in (LIMITED_BFGS, MARQUARDT):
+        return Search(lbfgs if plan.optimizer == LIMITED_BFGS else marquardt, plan, memory, data, validation)
     return functools.partial(run, plan, memory, data, validation)
 
 

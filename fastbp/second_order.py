@@ -1,19 +1,37 @@
-"""Optimisers that look at more than one gradient before they move: L-BFGS.
+"""Optimisers that look at more than one gradient before they move: L-BFGS, and that of Levenberg and Marquardt.
 
 Each has an entry of its own, so that nobody else waits for its compilation, and walks the rows with the kernels of
 `kernels.py`, in panels. A call ends after so many blocks, also in the middle of an epoch, so that Python can attend to
-Ctrl-C; where it goes on is in `Search.state`. An epoch is one step: the loss of the epoch is that before it.
+Ctrl-C; where it goes on is in `state`. Losses of an epoch are those before its steps: L-BFGS makes one, Levenberg and
+Marquardt's one a batch.
 
-Dimensions are those of `kernels.py`; m steps are remembered.
+Dimensions are those of `kernels.py`; m steps are remembered, and D is P in whole vectors of float64.
 """
 
 import itertools
+from typing import Any
 
 import numpy as np
 
-from fastbp.choices import LBFGS_C1, LBFGS_C2, LBFGS_EVALUATIONS, LBFGS_HISTORY, LEARNING_RATE
-from fastbp.formulas import add_scaled, finite, norm, penalty
-from fastbp.jit import entry, kernel
+from fastbp.choices import (
+    BINARY_CROSS_ENTROPY,
+    CROSS_ENTROPY,
+    HUBER,
+    LBFGS_C1,
+    LBFGS_C2,
+    LBFGS_EVALUATIONS,
+    LBFGS_HISTORY,
+    LEARNING_RATE,
+    LEVENBERG_MARQUARDT_ATTEMPTS,
+    LEVENBERG_MARQUARDT_DECREASE,
+    LEVENBERG_MARQUARDT_INCREASE,
+    LEVENBERG_MARQUARDT_LARGEST,
+    LEVENBERG_MARQUARDT_SMALLEST,
+    MARQUARDT,
+    SQUARED_ERROR,
+)
+from fastbp.formulas import add_scaled, finite, norm, of_logits, penalty, slope, sum_of_squares, times_slope
+from fastbp.jit import entry, inlined, kernel
 from fastbp.kernels import (
     DIVERGED,
     FINISHED,
@@ -21,17 +39,40 @@ from fastbp.kernels import (
     copy,
     end_validation,
     forward,
+    gather,
     judge,
     output_layer,
     panel_count,
+    shuffle,
     validate_block,
     weight_of,
 )
-from fastbp.simd import at, bundle, flush_subnormals, lane_sum, lanes_of, load, multiply_add, put_back, zeros
+from fastbp.products import product, transposed, wide_tile
+from fastbp.simd import (
+    PAIRED,
+    TILE_ROWS,
+    absolute,
+    add_outer,
+    at,
+    bundle,
+    flush_subnormals,
+    lane_sum,
+    lanes_of,
+    load,
+    multiply_add,
+    put_back,
+    sqrt,
+    store,
+    where_less,
+    zeros,
+)
 from fastbp.workspace import (
     AT_PANEL,
     AT_ROW,
     AT_STAGE,
+    BATCH_PANEL,
+    BATCH_ROW,
+    BATCH_VALUE,
     EPOCH,
     ERROR,
     EVALUATED,
@@ -48,40 +89,86 @@ from fastbp.workspace import (
     POINT_SLOPE,
     POINT_VALUE,
     POINT_WEIGHT,
+    REFUSED_STEPS,
+    TRIAL_SUMS,
     TRIED,
     WEIGHT,
     Memory,
     Plan,
     Search,
-    make_search,
+    Squares,
+    second_order_memory,
     words_of,
 )
 
 UNFINISHED = 4  # beside the statuses of `run`: the call has used up its blocks
-BEGIN, FIRST, AIM, TRIAL, LAST, STEPPED, VALIDATE = range(7)  # stages of an epoch
+BEGIN, STEPPED, VALIDATE, FIRST, AIM, TRIAL, LAST, ASSEMBLE, FACTORISE = range(9)  # stages of an epoch
 CALL_WORK = 2**25  # multiply-adds of one call, 1 to 10 ms
+EDGE = 8  # rows that are factorised together, and a vector of float64
 NARROWEST = 0.1  # share of an interval that a trial keeps from its ends
 
 
 def bind(plan, memory, data, validation):
     """`run` for these optimisers, as a function of the blocks alone, each an epoch."""
-    search = make_search(plan, memory.params.dtype)
-    words = memory.scalars.dtype.type(), words_of(plan), words_of(memory), words_of(search)
-    work = sum(a * b for a, b in itertools.pairwise(plan.sizes.tolist()))
-    pieces = max(1, CALL_WORK // (3 * plan.block * plan.width * work))
+    work = 3 * sum(a * b for a, b in itertools.pairwise(plan.sizes.tolist()))
+    run: Any = lbfgs_words
+    if plan.optimizer == MARQUARDT:
+        run, work = marquardt_words, work + plan.sizes.item(-1) * plan.parameters**2 // 2
+    room = second_order_memory(plan, memory.params.dtype)
+    words = memory.scalars.dtype.type(), words_of(plan), words_of(memory), words_of(room)
+    pieces = max(1, CALL_WORK // (plan.block * plan.width * work))
 
-    def bound(blocks, arrays=(plan, memory, search)):  # which must outlive the words, their addresses
+    def bound(blocks, arrays=(plan, memory, room)):  # which must outlive the words, their addresses
         last, status = int(memory.position[EPOCH]) + blocks, UNFINISHED
         try:
             while status == UNFINISHED:
-                status = lbfgs_words(*words, data, validation, last, pieces)
+                status = run(*words, data, validation, last, pieces)
         except BaseException:  # Ctrl-C, between two calls
-            if search.state[AT_STAGE] != BEGIN:
-                memory.params[:] = search.point
+            if room.state[AT_STAGE] != BEGIN:
+                memory.params[:] = room.point
             raise
         return status
 
     return bound
+
+
+@kernel
+def close_epoch(plan, memory, state):
+    """Early stopping, and on to the next epoch;  returns FINISHED or STOPPED."""
+    position, status = memory.position, FINISHED
+    if plan.patience >= 0:
+        status = judge(plan, memory, position[EPOCH])
+    position[EPOCH] += 1
+    state[AT_STAGE] = BEGIN
+    return status
+
+
+@kernel
+def end_steps(plan, memory, state):
+    """What follows the last step of an epoch;  returns the status of `run`."""
+    state[AT_STAGE] = VALIDATE
+    return FINISHED if plan.validation_rows else close_epoch(plan, memory, state)
+
+
+@kernel
+def validate(plan, memory, validation, state):
+    """Walk the next rows for validation;  returns the status of `run`."""
+    count = validate_block(plan, memory, validation, state[AT_ROW], state[AT_PANEL])
+    if walked(plan, memory, state, count, plan.validation_rows):
+        end_validation(plan, memory, memory.position[EPOCH])
+        return close_epoch(plan, memory, state)
+    return FINISHED
+
+
+@inlined
+def walked(plan, memory, state, count, rows):
+    """Go on by so many rows;  returns whether it was all, and begins again then."""
+    state[AT_ROW] += count
+    state[AT_PANEL] += panel_count(count, plan.width, memory.activations)
+    if state[AT_ROW] < rows:
+        return False
+    state[AT_ROW], state[AT_PANEL] = 0, 0
+    return True
 
 
 # --- L-BFGS -----------------------------------------------------------------------------------------------------------
@@ -105,8 +192,8 @@ def lbfgs(plan, memory, search, data, validation, last, pieces):
 
     data, validation: panels.  Returns the status of `run`, or UNFINISHED.
     """
-    state, position, status = search.state, memory.position, FINISHED
-    while status == FINISHED and position[EPOCH] < last:
+    state, status = search.state, FINISHED
+    while status == FINISHED and memory.position[EPOCH] < last:
         stage = state[AT_STAGE]
         if stage == BEGIN:
             state[AT_STAGE] = AIM if knows(plan, memory, search) else FIRST
@@ -114,53 +201,31 @@ def lbfgs(plan, memory, search, data, validation, last, pieces):
         elif stage == AIM:
             status = aim(plan, memory, search)
         elif stage == STEPPED:
-            state[AT_STAGE] = VALIDATE
-            if plan.validation_rows == 0:
-                status = end_epoch(plan, memory, state)
+            status = end_steps(plan, memory, state)
         elif pieces <= 0:
             status = UNFINISHED
         else:
             pieces -= 1
-            row, panel, rows = state[AT_ROW], state[AT_PANEL], plan.rows
             if stage == VALIDATE:
-                rows = plan.validation_rows
-                count = validate_block(plan, memory, validation, row, panel)
-            else:
-                count = evaluate_block(plan, memory, data, row, panel)
-            state[AT_ROW], state[AT_PANEL] = row + count, panel + panel_count(count, plan.width, memory.activations)
-            if row + count == rows:
-                state[AT_ROW], state[AT_PANEL] = 0, 0
-                if stage == VALIDATE:
-                    end_validation(plan, memory, position[EPOCH])
-                    status = end_epoch(plan, memory, state)
-                else:
-                    decide(plan, memory, search)
+                status = validate(plan, memory, validation, state)
+            elif walked(plan, memory, state, evaluate_block(plan, memory, search, data), plan.rows):
+                decide(plan, memory, search)
     return status
 
 
 @kernel
-def evaluate_block(plan, memory, data, row, panel):
+def evaluate_block(plan, memory, search, data):
     """Loss and gradient of the next rows;  adds to totals and gradient, returns their number."""
     S, F, totals, begin = plan.width, plan.sizes[0] + plan.sizes[plan.layers] + 1, memory.totals, np.int64(0)
+    row = search.state[AT_ROW]
     count = min(plan.rows - row, plan.block * S)
     panels = panel_count(count, S, memory.activations)
-    x, a, all_zero = at(data, panel * F * S), memory.activations, memory.all_zero
+    x, a, all_zero = at(data, search.state[AT_PANEL] * F * S), memory.activations, memory.all_zero
     forward(plan, memory.params, all_zero, all_zero, x, F, begin, panels, begin, row, memory.kept, a)
     output_layer(plan, memory, x, F, begin, panels, totals, begin)
     backward(plan, memory, x, F, count, begin, row)
     totals[WEIGHT] = weight_of(x, F, S, panels, totals[WEIGHT])
     return count
-
-
-@kernel
-def end_epoch(plan, memory, state):
-    """Early stopping, and on to the next epoch;  returns FINISHED or STOPPED."""
-    position, status = memory.position, FINISHED
-    if plan.patience >= 0:
-        status = judge(plan, memory, position[EPOCH])
-    position[EPOCH] += 1
-    state[AT_STAGE] = BEGIN
-    return status
 
 
 @kernel
@@ -363,3 +428,403 @@ def dot(n, x, y):
         total += np.float64(x[q]) * np.float64(y[q])
         q += 1
     return total
+
+
+# --- Levenberg and Marquardt ------------------------------------------------------------------------------------------
+# Rows and columns of J'J beyond P are zero, and only damped. Passes are computed in the precision of the network, J'J
+# and its factor in float64.
+
+
+@entry
+def marquardt_words(precision, plan, memory, squares, data, validation, last, pieces):
+    """`marquardt` with the words of plan, memory and squares, and any number of the working precision."""
+    before = flush_subnormals()
+    status = marquardt(
+        bundle(Plan, precision, True, plan), bundle(Memory, precision, True, memory),
+        bundle(Squares, precision, True, squares), at(data, 0), at(validation, 0), last, pieces,
+    )  # fmt: skip
+    put_back(before)
+    return status
+
+
+@kernel
+def marquardt(plan, memory, squares, data, validation, last, pieces):
+    """Train up to this epoch, but walk or factorise no more than so many blocks.
+
+    data: the rows (n, F), or where they are not shuffled panels, batch after batch; validation: panels.  Returns the
+    status of `run`, or UNFINISHED.
+    """
+    state, status = squares.state, FINISHED
+    while status == FINISHED and memory.position[EPOCH] < last:
+        stage = state[AT_STAGE]
+        if stage == BEGIN:
+            begin_batch(plan, memory, squares)
+        elif stage == STEPPED:
+            status = end_batches(plan, memory, squares)
+        elif pieces <= 0:
+            status = UNFINISHED
+        else:
+            pieces -= 1
+            rows = min(plan.batch_size, plan.rows - state[BATCH_ROW])
+            if stage == VALIDATE:
+                status = validate(plan, memory, validation, state)
+            elif stage == ASSEMBLE:
+                if walked(plan, memory, state, assemble_block(plan, memory, squares, data, rows), rows):
+                    end_assembly(plan, memory, squares)
+            elif stage == FACTORISE:
+                factorise(plan, memory, squares)
+            elif walked(plan, memory, state, try_block(plan, memory, squares, data, rows), rows):
+                compare(plan, memory, squares)
+    return status
+
+
+@kernel
+def begin_batch(plan, memory, squares):
+    """Draw the order of an epoch, and clear what is summed over a batch;  writes point, normal and figures."""
+    state, D = squares.state, in_vectors(plan.parameters)
+    if plan.shuffled and state[BATCH_ROW] == 0:
+        shuffle(plan.rows, plan.seed, memory.position[EPOCH], memory.order)
+    copy(plan.parameters, memory.params, squares.point)
+    for q in range(D * D):
+        squares.normal[q] = 0
+    for q in range(TRIAL_SUMS):
+        squares.figures[q] = 0
+    state[AT_STAGE], state[REFUSED_STEPS] = ASSEMBLE, 0
+
+
+@inlined
+def in_vectors(P):
+    """P in whole vectors of float64."""
+    return (P + EDGE - 1) // EDGE * EDGE
+
+
+@inlined
+def block_of(plan, memory, squares, data, rows):
+    """The next rows of a batch as panels, and their number."""
+    state, F, S = squares.state, plan.sizes[0] + plan.sizes[plan.layers] + 1, plan.width
+    count = min(rows - state[AT_ROW], plan.block * S)
+    if plan.shuffled:
+        return at(squares.batch, state[AT_PANEL] * F * S), count
+    return at(data, (state[BATCH_PANEL] + state[AT_PANEL]) * F * S), count
+
+
+@kernel
+def assemble_block(plan, memory, squares, data, rows):
+    """Loss, gradient and J'J of the next rows;  adds to figures, gradient and normal, returns their number."""
+    state, figures, S, I, O = squares.state, squares.figures, plan.width, plan.sizes[0], plan.sizes[plan.layers]
+    F, D, begin, row = I + O + 1, in_vectors(plan.parameters), np.int64(0), state[AT_ROW]
+    x, count = block_of(plan, memory, squares, data, rows)
+    panels = panel_count(count, S, memory.activations)
+    a, all_zero, top = memory.activations, memory.all_zero, plan.tops[plan.layers - 1] * plan.block * S
+    if plan.shuffled:
+        gather(data, at(memory.order, state[BATCH_ROW] + row), count, F, S, panels, all_zero, x)
+    forward(plan, memory.params, all_zero, all_zero, x, F, begin, panels, begin, row, memory.kept, a)
+    copy(panels * O * S, at(a, top), squares.roots)  # the logits, which `output_layer` writes over
+    output_layer(plan, memory, x, F, begin, panels, figures, begin)
+    backward(plan, memory, x, F, count, begin, row)
+    for p in range(panels):
+        y = at(x, (p * F + I) * S)
+        curvature(plan, at(a, top + p * O * S), y, at(y, O * S), O, S, at(squares.roots, p * O * S))
+    for o in range(O):
+        for p in range(panels):
+            roots = at(squares.roots, p * O * S)
+            jacobian(plan, memory, at(x, p * F * S), p, o, roots, at(squares.jacobian, p * D * S))
+        add_squares(
+            squares.jacobian, D, panels, S, memory.counting, squares.solution, squares.transposed, squares.normal
+        )
+    figures[WEIGHT] = weight_of(x, F, S, panels, figures[WEIGHT])
+    return count
+
+
+@kernel
+def curvature(plan, p, y, weight, O, S, roots):
+    """The root of the curvature of the loss by each logit, of "cross_entropy" that of p; and of the weight.
+
+    Squared error: f'(z)^2; Huber: the same, beyond d times d / |r|; binary cross-entropy: p (1 - p); Poisson: p.
+    p, y (O, S), weight (S,);  writes roots (O, S), which holds the logits.
+    """
+    V, loss, kind, d = lanes_of(p), plan.loss, plan.kinds[plan.layers - 1], plan.huber_delta
+    for v in range(0, S, V):
+        share = load(1, 1, at(weight, v), 0)
+        for q in range(v, O * S, S):
+            p_q = load(1, 1, at(p, q), 0)
+            curved = p_q
+            if loss == BINARY_CROSS_ENTROPY:
+                curved = p_q * (1.0 - p_q)
+            elif loss in (SQUARED_ERROR, HUBER):
+                kept = load(1, 1, at(roots, q), 0) if of_logits(kind) else p_q
+                root = times_slope(plan, kind, zeros(1, 1, p) + 1.0, kept)
+                curved = root * root
+                if loss == HUBER:
+                    size = absolute(p_q - load(1, 1, at(y, q), 0))
+                    curved = where_less(size, d, curved, curved * (d / size))
+            store(at(roots, q), 0, sqrt(curved * share))
+
+
+@kernel
+def jacobian(plan, memory, x, p, o, roots, out):
+    """Rows of J of the samples of a panel, for output o: the gradients of its logit, times the root of its curvature.
+
+    Of "cross_entropy", whose curvature is diag(p) - p p', rows are the gradients of root p_o (z_o - sum_k p_k z_k): the
+    sum of their squares over o is that.  x (F, S), roots (O, S);  writes deltas, and out (D, S) but for its end.
+    """
+    S, O, all_zero, unit = plan.width, plan.sizes[plan.layers], memory.all_zero, np.int64(1)
+    V, place = lanes_of(x), plan.tops[plan.layers - 1] * plan.block * S + p * O * S
+    delta = at(memory.deltas, place)
+    for v in range(0, S, V):
+        root = load(1, 1, at(roots, o * S + v), 0)
+        for k in range(O):
+            delta_k = zeros(1, 1, x)
+            if k == o:
+                delta_k = root
+            if plan.loss == CROSS_ENTROPY:
+                delta_k = delta_k - root * load(1, 1, at(memory.activations, place + k * S + v), 0)
+            store(at(delta, k * S + v), 0, delta_k)
+    for layer in range(plan.layers - 1, -1, -1):
+        I, O, w = plan.sizes[layer], plan.sizes[layer + 1], plan.starts[layer]
+        a, below, w_layer = x, delta, at(memory.params, w)
+        if layer > 0:
+            place = plan.tops[layer - 1] * plan.block * S + p * I * S
+            a, below = at(memory.activations, place), at(memory.deltas, place)
+        # dz[o, s] / dw[i, o] = a[i, s]
+        for i in range(I):
+            for k in range(O):
+                multiplied(at(a, i * S), at(delta, k * S), S, at(out, (w + i * O + k) * S))
+        if plan.biases:
+            for k in range(O):
+                widened(at(delta, k * S), S, at(out, (w + I * O + k) * S))
+        if layer > 0:
+            product(w_layer, O, unit, I, O, all_zero, delta, S, below)
+            kept = at(memory.kept, place) if plan.keeps[layer - 1] else a
+            slope(plan, plan.kinds[layer - 1], below, kept, I * S)
+        delta = below
+
+
+@inlined
+def multiplied(x, y, S, out):
+    """out = x y, in float64; all (S,)."""
+    if lanes_of(x) == lanes_of(out):
+        for v in range(0, S, lanes_of(x)):
+            store(at(out, v), 0, load(1, 1, at(x, v), 0) * load(1, 1, at(y, v), 0))
+    else:
+        for s in range(S):
+            out[s] = np.float64(x[s]) * np.float64(y[s])
+
+
+@inlined
+def widened(x, S, out):
+    """out = x, in float64; both (S,)."""
+    for s in range(S):
+        out[s] = x[s]
+
+
+@kernel
+def add_squares(rows, D, panels, S, counting, all_zero, transposed_rows, normal):
+    """normal[i, j] += sum_s rows[i, s] rows[j, s], over all samples of a block, from the tile of the diagonal on.
+
+    rows (panels, D, S), counting and all_zero as in `transposed`;  writes transposed_rows (D panels S,), adds to normal
+    (D, D), each sum in the order of the samples.
+    """
+    V, begin, samples = lanes_of(rows), np.int64(0), panels * S
+    transposed(rows, D, begin, panels, S, counting, all_zero, begin, D, samples, transposed_rows)
+    width = 2 * V if PAIRED else V
+    for i in range(0, D, TILE_ROWS):
+        a, j = at(rows, i * S), i // width * width
+        while j < D:
+            columns, sums = at(transposed_rows, j * samples), at(normal, i * D + j)
+            if PAIRED and j + 2 * V <= D:
+                wide_tile(TILE_ROWS, 2, a, D, columns, samples, S, sums, D)
+                j += 2 * V
+            else:
+                wide_tile(TILE_ROWS, 1, a, D, columns, samples, S, sums, D)
+                j += V
+
+
+@kernel
+def end_assembly(plan, memory, squares):
+    """The equations of the batch are complete, and its loss counts;  writes slope and totals, and clears gradient."""
+    state, figures, totals, P = squares.state, squares.figures, memory.totals, plan.parameters
+    weight, D = figures[WEIGHT], in_vectors(plan.parameters)
+    if plan.l2 > 0:
+        figures[LOSS] += penalty(plan, memory.params, memory.gradient)
+        for layer in range(plan.layers):
+            for q in range(plan.starts[layer], plan.starts[layer] + plan.sizes[layer] * plan.sizes[layer + 1]):
+                squares.normal[q * D + q] += plan.l2
+    scale = 1.0 / weight if plan.mean else 1.0
+    for q in range(P):
+        squares.slope[q] = scale * memory.gradient[q]
+        memory.gradient[q] = 0
+    figures[BATCH_VALUE] = scale * figures[LOSS]
+    state[AT_STAGE] = FACTORISE
+    if weight > 0:
+        totals[LOSS] += figures[LOSS]
+        totals[ERROR] += figures[ERROR]
+        totals[WEIGHT] += weight
+    if not (weight > 0 and figures[LOSS] * 0 == 0):  # a batch without weight is as if it were not there
+        end_batch(plan, memory, squares)
+
+
+@kernel
+def factorise(plan, memory, squares):
+    """The next rows of the Cholesky factor, and after the last the step;  writes factor, solution and params."""
+    state, D, P, damping = squares.state, in_vectors(plan.parameters), plan.parameters, np.float64(memory.second[0])
+    scale = 1.0 / squares.figures[WEIGHT] if plan.mean else 1.0
+    if not factor_rows(squares.normal, D, scale, damping, state[AT_ROW], squares.factor):
+        state[AT_ROW] = 0
+        refuse(plan, memory, squares)
+        return
+    state[AT_ROW] += EDGE
+    if state[AT_ROW] == D:
+        state[AT_ROW] = 0
+        solve(squares.factor, D, squares.slope, squares.solution)
+        for q in range(P):
+            memory.params[q] = squares.point[q] - plan.settings[LEARNING_RATE] * squares.solution[q]
+        for q in range(TRIAL_SUMS, TRIAL_SUMS + ERROR + 1):
+            squares.figures[q] = 0
+        state[AT_STAGE] = TRIAL
+
+
+@kernel
+def factor_rows(normal, D, scale, damping, i, factor):
+    """Rows i to i + EDGE of the upper factor: factor' factor = scale normal + damping I.
+
+    normal (D, D), whose upper half counts;  writes factor (D, D) from the diagonal on, given the rows before.  Returns
+    whether all pivots were above zero.
+    """
+    # factor[i, j] = (normal[i, j] - sum_k<i factor[k, i] factor[k, j]) / factor[i, i]: the sum over k is the product by
+    # tiles again, and only what the EDGE rows have of each other is computed row by row.
+    V = lanes_of(normal)
+    width = 2 * V if PAIRED else V
+    for r in range(i, i + EDGE, TILE_ROWS):
+        j = i // width * width
+        while j < D:
+            w, x = at(factor, r), at(factor, j)
+            if PAIRED and j + 2 * V <= D:
+                rest_tile(TILE_ROWS, 2, w, x, D, i, scale, at(normal, r * D + j), at(factor, r * D + j))
+                j += 2 * V
+            else:
+                rest_tile(TILE_ROWS, 1, w, x, D, i, scale, at(normal, r * D + j), at(factor, r * D + j))
+                j += V
+    for k in range(i, i + EDGE):
+        factor[k * D + k] += damping
+        pivot = factor[k * D + k]
+        if not (pivot > 0 and pivot * 0 == 0):
+            return False
+        root = np.sqrt(pivot)
+        row = at(factor, k * D)
+        row[k] = root
+        for j in range(k + 1, D):
+            row[j] = row[j] / root
+        for r in range(k + 1, i + EDGE):
+            add_scaled(D - r, at(row, r), -row[r], at(factor, r * D + r))
+    return True
+
+
+@kernel
+def rest_tile(rows, vectors, w, x, D, n, scale, normal, out):
+    """out = scale normal - sum_k<n w[k D + r] x[k D : ], a tile of `factor_rows`."""
+    sums = zeros(rows, vectors, x)
+    for k in range(n):
+        sums = add_outer(sums, at(w, k * D), 1, at(x, k * D))
+    store(out, D, load(rows, vectors, normal, D) * scale - sums)
+
+
+@kernel
+def solve(factor, D, slope, out):
+    """out = x where factor' factor x = slope.  factor (D, D), upper;  writes out (D,)."""
+    for k in range(D):
+        out[k] = slope[k]
+    for k in range(D):  # factor' y = slope
+        out[k] = out[k] / factor[k * D + k]
+        add_scaled(D - k - 1, at(factor, k * D + k + 1), -out[k], at(out, k + 1))
+    for k in range(D - 1, -1, -1):  # factor x = y
+        out[k] = (out[k] - dot(D - k - 1, at(factor, k * D + k + 1), at(out, k + 1))) / factor[k * D + k]
+
+
+@kernel
+def try_block(plan, memory, squares, data, rows):
+    """Loss of the next rows at the trial;  adds to figures, returns their number."""
+    F, begin, row = plan.sizes[0] + plan.sizes[plan.layers] + 1, np.int64(0), squares.state[AT_ROW]
+    x, count = block_of(plan, memory, squares, data, rows)
+    panels = panel_count(count, plan.width, memory.activations)
+    a, all_zero = memory.activations, memory.all_zero
+    forward(plan, memory.params, all_zero, all_zero, x, F, begin, panels, begin, row, memory.kept, a)
+    output_layer(plan, memory, x, F, begin, panels, at(squares.figures, TRIAL_SUMS), begin)
+    return count
+
+
+@kernel
+def compare(plan, memory, squares):
+    """Keep the step if the loss is lower, and damp less, or refuse it;  writes second."""
+    figures, settings = squares.figures, plan.settings
+    value = figures[TRIAL_SUMS + LOSS]
+    if plan.l2 > 0:
+        for layer in range(plan.layers):
+            n = plan.sizes[layer] * plan.sizes[layer + 1]
+            value += 0.5 * plan.l2 * sum_of_squares(n, at(memory.params, plan.starts[layer]), 1.0)
+    if plan.mean:
+        value = value * (1.0 / figures[WEIGHT])
+    if value < figures[BATCH_VALUE]:
+        damping = memory.second[0] * damped_less(plan, squares, memory.second[0], figures[BATCH_VALUE] - value)
+        memory.second[0] = min(
+            max(damping, settings[LEVENBERG_MARQUARDT_SMALLEST]), settings[LEVENBERG_MARQUARDT_LARGEST]
+        )
+        end_batch(plan, memory, squares)
+    else:
+        refuse(plan, memory, squares)
+
+
+@kernel
+def damped_less(plan, squares, damping, gain):
+    """Factor of the damping after a step that lowered the loss by this gain: Nielsen 1999, equation 2.5.
+
+    1 - (2 r - 1)^3, r the gain over that of the quadratic model, share slope' s - share^2 / 2 s' H s: from 2, where the
+    model promised too much, over 1 to `decrease`, where it promised too little. Rules that knew no more than whether a
+    step was refused ended at up to six times the loss after as many epochs.
+    """
+    D, share, decrease = in_vectors(plan.parameters), plan.settings[LEARNING_RATE], LEVENBERG_MARQUARDT_DECREASE
+    along = dot(D, squares.slope, squares.solution)
+    curved = along - damping * dot(D, squares.solution, squares.solution)  # s' H s
+    ratio = gain / (share * along - 0.5 * share * share * curved)
+    factor = 1 - (2 * ratio - 1) * (2 * ratio - 1) * (2 * ratio - 1)
+    return factor if factor > plan.settings[decrease] else np.float64(plan.settings[decrease])
+
+
+@kernel
+def refuse(plan, memory, squares):
+    """Return to the point, and damp more: once again, unless the attempts are used up;  writes params and second."""
+    state, settings = squares.state, plan.settings
+    copy(plan.parameters, squares.point, memory.params)
+    exhausted = memory.second[0] >= settings[LEVENBERG_MARQUARDT_LARGEST]
+    damping = memory.second[0] * settings[LEVENBERG_MARQUARDT_INCREASE] * 2.0 ** state[REFUSED_STEPS]
+    memory.second[0] = min(damping, settings[LEVENBERG_MARQUARDT_LARGEST])
+    state[AT_STAGE] = FACTORISE
+    state[REFUSED_STEPS] += 1
+    if exhausted or state[REFUSED_STEPS] >= settings[LEVENBERG_MARQUARDT_ATTEMPTS]:
+        end_batch(plan, memory, squares)
+
+
+@kernel
+def end_batch(plan, memory, squares):
+    """On to the next batch;  writes state."""
+    state = squares.state
+    rows = min(plan.batch_size, plan.rows - state[BATCH_ROW])
+    state[BATCH_ROW] += rows
+    state[BATCH_PANEL] += panel_count(rows, plan.width, memory.activations)
+    state[AT_STAGE] = BEGIN
+    if state[BATCH_ROW] == plan.rows:
+        state[BATCH_ROW], state[BATCH_PANEL], state[AT_STAGE] = 0, 0, STEPPED
+
+
+@kernel
+def end_batches(plan, memory, squares):
+    """Mean loss and error of the rows of an epoch;  writes them and totals, returns the status of `run`."""
+    totals, state, epoch = memory.totals, squares.state, memory.position[EPOCH]
+    loss, weight = totals[LOSS], totals[WEIGHT]
+    memory.loss[epoch], memory.error[epoch] = loss / weight, totals[ERROR] / (weight * plan.sizes[plan.layers])
+    totals[LOSS], totals[ERROR], totals[WEIGHT] = 0, 0, 0
+    if loss * 0 == 0 and finite(plan.parameters, memory.params):
+        return end_steps(plan, memory, state)
+    memory.position[EPOCH] += 1
+    state[AT_STAGE] = BEGIN
+    return DIVERGED

@@ -519,6 +519,8 @@ class _Perceptron(BaseEstimator):
         kind, parameters = OPTIMIZERS[solver], self.__dataclass_fields__
         names = {field.name: _NAMES.get(field.name, field.name) for field in dataclasses.fields(kind)}
         told = {field: getattr(self, name) for field, name in names.items() if name in parameters}
+        if kind is choices.LevenbergMarquardt:  # whose share of a step is no rate
+            del told["learning_rate"]
         with _named():
             if kind is SGD:
                 told["nesterov"] = self.nesterovs_momentum and checks.number("momentum", self.momentum) != 0
@@ -556,7 +558,8 @@ class _Perceptron(BaseEstimator):
         optimizer = self._optimizer()
         batch_size = self.batch_size
         if isinstance(batch_size, str) and checks.choice("batch_size", batch_size, ("auto",), " or an integer >= 1"):
-            batch_size = None if isinstance(optimizer, choices.IRprop | choices.LBFGS) else 200
+            whole = isinstance(optimizer, choices.IRprop | choices.LBFGS | choices.LevenbergMarquardt)
+            batch_size = None if whole else 200
         return {
             "optimizer": optimizer,
             "schedule": self._schedule(pace, optimizer),
@@ -690,10 +693,10 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     activation : str or sequence of str, default "relu"
         "identity", "logistic" (or "sigmoid"), "tanh", "relu", "leaky_relu", "elu", "gelu", "silu", "softplus" or
         "exponential": one for all hidden layers, or one for each.
-    solver : {"adam", "sgd", "lbfgs", "adamw", "rmsprop", "irprop"} or settings, default "adam"
+    solver : {"adam", "sgd", "lbfgs", "adamw", "rmsprop", "irprop", "levenberg_marquardt"} or settings, default "adam"
         A name, or settings such as ``fastbp.SGD(momentum=0.9)``, which bring all their numbers with them. "lbfgs" is
-        SciPy's L-BFGS-B on all rows at once, as in scikit-learn; ``fastbp.LBFGS()`` is the one of `fastbp.train`. It
-        and "irprop" need a full batch, which "auto" gives them.
+        SciPy's L-BFGS-B on all rows at once, as in scikit-learn; ``fastbp.LBFGS()`` is the one of `fastbp.train`. It,
+        "irprop" and "levenberg_marquardt", which `learning_rate_init` does not concern, have a full batch with "auto".
     alpha : float, default 0.0001
         Penalty: alpha / 2 times the sum of the squared weights, not biases, is added to the summed loss of each batch.
     batch_size : int, None or "auto", default "auto"

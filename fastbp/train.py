@@ -104,8 +104,10 @@ def train(
         Whether layers have biases.
     init : {"glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "uniform", "zeros"}
         How weights are drawn; biases begin at zero.
-    optimizer : {"adam", "sgd", "adamw", "rmsprop", "irprop", "lbfgs"} or settings, default "adam"
-        A name, or settings such as ``SGD(momentum=0.9)``. "irprop" and "lbfgs" need ``batch_size=None``.
+    optimizer : {"adam", "sgd", "adamw", "rmsprop", "irprop", "lbfgs", "levenberg_marquardt"} or settings
+        A name, or settings such as ``SGD(momentum=0.9)``; by default "adam". "irprop" and "lbfgs" need
+        ``batch_size=None``, and "levenberg_marquardt" wants it, or large batches. The latter two compare losses, and go
+        without schedules, `dropout` and `clip_norm`; "levenberg_marquardt" goes with all losses but "absolute_error".
     learning_rate : float, optional
         In place of the optimiser's own; above 0.
     schedule : {"constant", "exponential", "inverse_scaling", "cosine", "reduce_on_plateau"} or settings

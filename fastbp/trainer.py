@@ -279,6 +279,7 @@ class Trainer:
         network, settings, state, precision = self._network, self._settings, self._state, self._precision
         n, held = data.rows, data.held
         batch_size = batch_of(settings, n)
+        _check_loss(settings.optimizer, network.loss)
         shuffled = settings.shuffle and batch_size < n
         plan = make_plan(
             network, n, batch_size, settings.optimizer, mean=settings.mean,
@@ -650,7 +651,12 @@ def _again(course: Course, params: Array, data: Data) -> Course:
 
 # Why an optimiser takes all rows at once, and why it needs no rate.
 _WHOLE = {"irprop": "reads signs of whole gradients", "lbfgs": "searches along lines of the whole loss"}
-_WITHOUT_RATE = {"irprop": "needs no rate", "lbfgs": "searches for the length of each step"}
+_WITHOUT_RATE = {
+    "irprop": "needs no rate",
+    "lbfgs": "searches for the length of each step",
+    "levenberg_marquardt": "damps each step",
+}
+_CURVED = ("squared_error", "binary_cross_entropy", "cross_entropy", "huber", "poisson")  # losses of Gauss and Newton
 
 
 def _check_together(settings: Settings, batch_size: int) -> None:
@@ -668,11 +674,21 @@ def _check_together(settings: Settings, batch_size: int) -> None:
             "schedule",
         )
     if settings.optimizer.code in choices.SECOND_ORDER:
-        for setting, why in (("dropout", "compares losses"), ("clip_norm", "searches for the length of each step")):
+        for setting, why in (("dropout", "compares losses"), ("clip_norm", _WITHOUT_RATE[name])):
             if value := getattr(settings, setting):
                 raise checks.ParameterError(
                     f"must be left out with the optimizer {name!r}, which {why}, got {value}", setting
                 )
+
+
+def _check_loss(optimizer: Optimizer, loss: str) -> None:
+    """Refuse a loss that does not go with the optimiser."""
+    if isinstance(optimizer, choices.LevenbergMarquardt) and loss not in _CURVED:
+        raise checks.ParameterError(
+            f"must be another with the loss {loss!r}, whose curvature says nothing: 'levenberg_marquardt' goes with "
+            f"{', '.join(map(repr, _CURVED))}",
+            "optimizer",
+        )
 
 
 def _in_whole_batches(plan: Plan) -> Plan:

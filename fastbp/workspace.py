@@ -25,8 +25,10 @@ from fastbp.choices import (
     LBFGS_HISTORY,
     LEAKY_RELU,
     LEARNING_RATE,
+    LEVENBERG_MARQUARDT_DAMPING,
     LIMITED_BFGS,
     LOSSES,
+    MARQUARDT,
     MOMENTUM_SGD,
     OF_LOGITS,
     PLAIN_SGD,
@@ -111,6 +113,13 @@ HISTORY = ("loss", "error", "validation_loss", "validation_error", "validation_m
 # Places in Memory.scalars, through which numbers pass from float64 to the working precision.
 SCALARS_PLACES = 6
 SCALE, RATE, REST1, REST2, CORRECTED_RATE, CORRECTED_EPSILON = range(SCALARS_PLACES)
+
+# Places in Squares.state, beside the first three of Search.state: first row and panel of the batch, attempts that were
+# refused. And in Squares.figures: LOSS, ERROR and WEIGHT of the batch, its loss as it is compared, and from TRIAL_SUMS
+# on the first two of the trial.
+SQUARES_STATE_PLACES, SQUARES_FIGURES_PLACES = 6, 24
+BATCH_ROW, BATCH_PANEL, REFUSED_STEPS = range(3, SQUARES_STATE_PLACES)
+BATCH_VALUE, TRIAL_SUMS = 10, 12
 
 
 class Plan(NamedTuple):
@@ -197,7 +206,7 @@ class Memory(NamedTuple):
     params: Array  # (P,)
     gradient: Array  # (P + V,) zero between batches
     first: Array  # (P,) velocity, Adam's mean of gradients, or iRprop's last gradient; L-BFGS's steps and their (m, P)
-    second: Array  # (P,) the mean of squares of Adam and RMSprop, or iRprop's steps
+    second: Array  # (P,) the mean of squares of Adam and RMSprop, or iRprop's steps; Marquardt's damping (1,)
     best: Array  # (P,) weights of the best epoch, if they are kept
     all_zero: Array  # (widest layer, layers, at least V) zeros, where there is no bias and no dropout
     counting: NDArray[np.int64]  # (V,) 0, 1, 2, ...
@@ -285,19 +294,35 @@ class Search(NamedTuple):
     direction: Array  # (P,)
 
 
+class Squares(NamedTuple):
+    """What Levenberg and Marquardt's step has beside the memory; D is P in whole vectors."""
+
+    state: NDArray[np.int64]  # (SQUARES_STATE_PLACES,) where the next call goes on
+    figures: NDArray[np.float64]  # (SQUARES_FIGURES_PLACES,) of the batch, before the step and at the trial
+    point: Array  # (P,) the parameters before the step
+    slope: NDArray[np.float64]  # (D,) the gradient there
+    solution: NDArray[np.float64]  # (D,) the step
+    normal: NDArray[np.float64]  # (D, D) J'J, of which the half above the diagonal counts
+    factor: NDArray[np.float64]  # (D, D) its Cholesky factor, damped
+    jacobian: NDArray[np.float64]  # (block, D, S) rows of J, a sample a lane
+    transposed: NDArray[np.float64]  # (D block S,) the same, as `transposed` lays it out
+    roots: Array  # (block, O, S) what rows of J are multiplied by, so that J'J is the curvature
+    batch: Array  # (panels, F, S) the rows of a batch, if they are shuffled
+
+
 # How `struct` calls their fields.
 _LAYOUTS = {
     kind: "".join("d" if hint is float else "q" for hint in get_type_hints(kind).values())
-    for kind in (Plan, Memory, Share, Group, Search)
+    for kind in (Plan, Memory, Share, Group, Search, Squares)
 }
 
 
-def words_of(bundle: Plan | Memory | Share | Group | Search) -> NDArray[np.int64]:
+def words_of(bundle: Plan | Memory | Share | Group | Search | Squares) -> NDArray[np.int64]:
     """The fields as kernels read them, 8 bytes each: numbers, and addresses of arrays, which must outlive the words."""
     return _words_of_plan(bundle) if isinstance(bundle, Plan) else _words(bundle)
 
 
-def _words(bundle: Plan | Memory | Share | Group | Search) -> NDArray[np.int64]:
+def _words(bundle: Plan | Memory | Share | Group | Search | Squares) -> NDArray[np.int64]:
     values = [address(x) if isinstance(x, np.ndarray) else x for x in bundle]
     return np.frombuffer(bytearray(struct.pack(_LAYOUTS[type(bundle)], *values)), np.int64)
 
@@ -463,6 +488,8 @@ def state_sizes(optimizer: int, settings: Array, parameters: int) -> tuple[int, 
     """Numbers in `first` and `second` of a Memory, given code and slots of an optimiser."""
     if optimizer == LIMITED_BFGS:
         return 2 * int(settings[LBFGS_HISTORY]) * parameters, 0
+    if optimizer == MARQUARDT:
+        return 0, 1
     return parameters, parameters
 
 
@@ -513,17 +540,38 @@ def memory_sizes(plan: Plan, dtype: Any, epochs: int) -> dict[str, int]:
     }
 
 
-def make_search(plan: Plan, dtype: Any) -> Search:
-    """What L-BFGS writes beside the memory."""
-    point, slope, direction = (aligned(plan.parameters, dtype) for _ in range(3))
-    return Search(
-        state=np.zeros(SEARCH_STATE_PLACES, np.int64),
-        figures=np.zeros(SEARCH_FIGURES_PLACES),
-        shares=np.zeros(int(plan.settings[LBFGS_HISTORY])),
-        point=point,
-        slope=slope,
-        direction=direction,
-    )
+def second_order_sizes(plan: Plan, dtype: Any) -> dict[str, int]:
+    """Numbers in each array of a Search or of Squares, by its name; none for other optimisers."""
+    P, m = plan.parameters, int(plan.settings[LBFGS_HISTORY])
+    if plan.optimizer == LIMITED_BFGS:
+        state, figures = SEARCH_STATE_PLACES, SEARCH_FIGURES_PLACES
+        return {"state": state, "figures": figures, "shares": m, "point": P, "slope": P, "direction": P}
+    if plan.optimizer != MARQUARDT:
+        return {}
+    inputs, outputs = plan.sizes[[0, -1]].tolist()
+    D, samples, lanes = -(-P // 8) * 8, plan.block * plan.width, VECTOR_BYTES // dtype.itemsize
+    batch = -(-plan.batch_size // plan.width) * plan.width * (inputs + outputs + 1)
+    return {
+        "state": SQUARES_STATE_PLACES,
+        "figures": SQUARES_FIGURES_PLACES,
+        "point": P,
+        "slope": D + lanes,
+        "solution": D + lanes,
+        "normal": D * D,
+        "factor": D * D,
+        "jacobian": D * samples,
+        "transposed": D * samples,
+        "roots": outputs * samples,
+        "batch": batch * plan.shuffled,
+    }
+
+
+def second_order_memory(plan: Plan, dtype: Any) -> Search | Squares:
+    """What an optimiser of second order writes beside the memory."""
+    kind: Any = Search if plan.optimizer == LIMITED_BFGS else Squares
+    hints, kinds = get_type_hints(kind), {NDArray[np.int64]: np.dtype(np.int64), NDArray[np.float64]: np.dtype(float)}
+    sizes = second_order_sizes(plan, dtype)
+    return kind(**{name: aligned(size, kinds.get(hints[name], dtype)) for name, size in sizes.items()})
 
 
 def make_memory(plan: Plan, params: Array, epochs: int) -> Memory:
@@ -554,6 +602,8 @@ def begin(plan: Plan, memory: Memory) -> None:
     totals[BEST] = totals[BEST_RATE] = np.inf
     if plan.optimizer == IRPROP:
         memory.second[:] = plan.settings[LEARNING_RATE]
+    elif plan.optimizer == MARQUARDT:
+        memory.second[:] = plan.settings[LEVENBERG_MARQUARDT_DAMPING]
 
 
 def make_lanes_plan(network: Any, rows: int, batch_size: int, optimizer: Optimizer, **extras: Any) -> Plan:

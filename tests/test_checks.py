@@ -42,6 +42,7 @@ from fastbp.choices import (
     ExponentialDecay,
     InverseScaling,
     IRprop,
+    LevenbergMarquardt,
     ReduceOnPlateau,
     RMSprop,
 )
@@ -70,6 +71,10 @@ INTERVALS = {
     LBFGS: {
         "learning_rate": "(0, inf)", "history": "1, 2, ...", "c1": "(0, 1)", "c2": "(0, 1)", "evaluations": "1, 2, ...",
     },
+    LevenbergMarquardt: {
+        "learning_rate": "(0, 1]", "damping": "(0, inf)", "increase": "(1, inf)", "decrease": "(0, 1)",
+        "smallest": "(0, inf)", "largest": "(0, inf)", "attempts": "1, 2, ...",
+    },
     Constant: {},
     ExponentialDecay: {"decay": "(0, 1]"},
     InverseScaling: {"power": "(0, inf)", "pace": "(0, inf)"},
@@ -86,6 +91,8 @@ BESIDE = {
     (IRprop, "largest_step"): {"smallest_step": 5e-324},
     (LBFGS, "c1"): {"c2": math.nextafter(1, 0)},
     (LBFGS, "c2"): {"c1": 5e-324},
+    (LevenbergMarquardt, "smallest"): {"largest": sys.float_info.max},
+    (LevenbergMarquardt, "largest"): {"smallest": 5e-324},
     (CosineDecay, "warmup"): {"epochs": 2**31 - 1},
 }
 
@@ -1135,6 +1142,10 @@ def test_field_is_refused_beyond_the_ends_of_its_interval(kind, field):
             "'smallest_step' must be at most 'largest_step', got 2.0 and 1.0",
         ),
         (LBFGS, {"c1": 0.5, "c2": 0.25}, ParameterError, "'c1' must be at most 'c2', got 0.5 and 0.25"),
+        (
+            LevenbergMarquardt, {"smallest": 2, "largest": 1}, ParameterError,
+            "'smallest' must be at most 'largest', got 2.0 and 1.0",
+        ),
         (LBFGS, {"history": 0}, ParameterError, "'history' must be an integer >= 1, got 0"),
         (
             CosineDecay, {"epochs": 5, "warmup": 5}, ParameterError,

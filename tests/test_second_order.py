@@ -1,4 +1,4 @@
-"""L-BFGS: as its twin computes it, where it ends, and what a training does around it."""
+"""L-BFGS, Levenberg and Marquardt: as their twins compute them, where they end, and what a training does around."""
 
 import dataclasses
 import signal
@@ -11,11 +11,13 @@ import scipy.optimize
 from helpers import EPSILON
 
 import fastbp
-from fastbp import LBFGS, Network, ParameterError, reference, resume, second_order, train
+from fastbp import LBFGS, LevenbergMarquardt, Network, ParameterError, reference, resume, second_order, train
 from fastbp.choices import LOSSES
+from fastbp.jit import entry
+from fastbp.simd import at
 from fastbp.workspace import STALE, make_memory, make_plan, panels_of, rows_of
 
-KINDS = {"lbfgs": LBFGS}
+KINDS = {"lbfgs": LBFGS, "levenberg_marquardt": LevenbergMarquardt}
 NAMES = list(KINDS)
 by_optimiser = pytest.mark.parametrize("optimizer", NAMES)
 WHOLE = {"batch_size": None, "seed": 3}
@@ -142,6 +144,136 @@ def test_calls_that_walk_few_blocks_give_the_bits_of_one(optimizer, monkeypatch)
         assert getattr(memories[0], name).tobytes() == getattr(memories[1], name).tobytes()
 
 
+MARQUARDT_CASES = [(row, None, False) for row in CASES] + [
+    (CASES[2], 40, True),
+    (CASES[3], 64, False),
+    (CASES[4], 70, True),
+]
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.slow)], ids=["float64", "float32"]
+)
+@pytest.mark.parametrize("case", MARQUARDT_CASES, ids=lambda case: "-".join(map(str, case)))
+def test_levenberg_marquardt_equals_its_twin(case, dtype):
+    row, batch_size, shuffled = case
+    optimizer, memories = LevenbergMarquardt(damping=0.1, smallest=1e-3), []
+    options = {"batch_size": batch_size or ROWS, "shuffled": shuffled, "seed": 5}
+    for engine in (reference, second_order):
+        plan, memory, data, validation = prepare(row, optimizer, dtype, epochs=3, **options)
+        memories.append((memory, run(engine, plan, memory, data, validation)))
+    (expected, expected_status), (actual, actual_status) = memories
+
+    assert actual_status == expected_status != reference.DIVERGED
+    assert_same(actual, expected, 1e4 * EPSILON[dtype] if dtype == np.float32 else 1e-10)
+    np.testing.assert_allclose(actual.second, expected.second, rtol=1e-2 if dtype == np.float32 else 1e-6)
+
+
+def test_levenberg_marquardt_refuses_steps_as_its_twin():
+    for optimizer in (
+        LevenbergMarquardt(damping=1e-9, attempts=3), LevenbergMarquardt(damping=1e-6, increase=9.0, learning_rate=0.5),
+        LevenbergMarquardt(damping=1e9), LevenbergMarquardt(largest=1e-2, smallest=1e-2),
+    ):  # fmt: skip
+        memories = []
+        for engine in (reference, second_order):
+            plan, memory, data, validation = prepare(CASES[4], optimizer)
+            plan = plan._replace(l2=3.0)
+            memory.params[:] *= 4
+            run(engine, plan, memory, data, validation)
+            memories.append(memory)
+
+        assert_same(*memories[::-1], 1e-6)
+        np.testing.assert_allclose(*(memory.second for memory in memories), rtol=1e-6)
+
+
+# Losses whose curvature by the logits is exact: Gauss and Newton's is Hessian of a network without hidden layers.
+@pytest.mark.parametrize(
+    ("loss", "output"),
+    [
+        ("squared_error", "identity"), ("binary_cross_entropy", "sigmoid"), ("cross_entropy", "softmax"),
+        ("poisson", "exponential"),
+    ],
+)  # fmt: skip
+def test_curvature_of_a_linear_model_is_its_hessian(loss, output, rng):
+    network = Network((3, 2), loss=loss, output=output, seed=1)
+    X, weight = rng.normal(size=(20, 3)), rng.uniform(0, 2, 20)
+    rows = rows_of(X, targets(loss, (20, 2), rng), weight)
+    x, y, w = rows[:, :3], rows[:, 3:5], rows[:, 5:]
+    plan, point = make_plan(network, 20, 20, weighted=True), network.params.copy()
+
+    def gradient(params):
+        network.params[:] = params
+        return network.loss_and_gradient(x, y, weight)[1] * weight.sum()
+
+    expected = np.array(
+        [(gradient(point + step) - gradient(point - step)) / 2e-5 for step in 1e-5 * np.eye(point.size)]
+    )
+    activations, kept = reference.forward(plan, point, plan.dropout, x, 0, 0)
+    p = reference.output(plan.loss, plan.huber_delta, plan.kinds[-1], activations[-1], y)[0]
+    roots = reference.curvature(plan, activations[-1], p, y, w)
+    rows_of_j = [reference.jacobian(plan, point, activations, kept, p, o, roots) for o in range(2)]
+    actual = sum(rows.T @ rows for rows in rows_of_j)
+
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-8 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("activation", ["tanh", "gelu", "elu", "sigmoid"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_rows_of_the_jacobian_are_derivatives_of_the_outputs(activation, bias, rng):
+    network = Network((2, 4, 3, 2), activation=activation, output="tanh", bias=bias, seed=1)
+    X = rng.normal(size=(5, 2))
+    plan, point = make_plan(network, 5, 5), network.params.copy()
+    activations, kept = reference.forward(plan, point, plan.dropout, X, 0, 0)
+    p = np.tanh(activations[-1])
+    roots = reference.curvature(plan, activations[-1], p, p, np.ones((5, 1)))
+
+    def outputs(params):
+        network.params[:] = params
+        return network.predict(X)
+
+    steps = 1e-5 * np.eye(point.size)
+    expected = np.array([(outputs(point + step) - outputs(point - step)) / 2e-5 for step in steps])  # (P, n, O)
+    for o in range(2):
+        actual = reference.jacobian(plan, point, activations, kept, p, o, roots)
+
+        np.testing.assert_allclose(actual, expected[:, :, o].T, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("P", [1, 7, 8, 9, 16, 17, 61, 130])
+def test_factor_and_solution_are_those_of_lapack(P, rng):
+    A = rng.normal(size=(P, P + 3))
+    slope = rng.normal(size=P)
+    D = -(-P // 8) * 8
+    normal = np.zeros((D, D))
+    normal[:P, :P] = np.triu(A @ A.T)
+    normal[np.tril_indices(D, -1)] = 7.0  # below the diagonal nothing counts
+    right, solution = np.zeros(D), np.zeros(D)
+    right[:P] = slope
+    factor = np.zeros((D, D))
+
+    assert factorised(normal.ravel(), D, 0.5, 0.25, factor.ravel(), right, solution)
+    expected = np.linalg.cholesky(0.5 * A @ A.T + 0.25 * np.eye(P)).T
+    np.testing.assert_allclose(np.triu(factor)[:P, :P], expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+    expected = np.linalg.solve(0.5 * A @ A.T + 0.25 * np.eye(P), slope)
+    np.testing.assert_allclose(solution[:P], expected, rtol=0, atol=1e-10 * np.abs(expected).max())
+
+
+def test_factor_of_what_is_not_positive_is_refused():
+    for value in (-1.0, -2.0, np.nan, np.inf):
+        normal = np.diag([1.0] * 9 + [value] + [1.0] * 6)
+
+        assert not factorised(normal.ravel(), 16, 1.0, 1.0, np.zeros(256), np.zeros(16), np.zeros(16))
+
+
+@entry
+def factorised(normal, D, scale, damping, factor, right, solution):
+    for i in range(0, D, 8):
+        if not second_order.factor_rows(at(normal, 0), D, scale, damping, i, at(factor, 0)):
+            return False
+    second_order.solve(at(factor, 0), D, at(right, 0), at(solution, 0))
+    return True
+
+
 # --- where it ends ------------------------------------------------------------------------------------------------
 
 
@@ -176,6 +308,75 @@ def test_a_minimum_is_not_left(optimizer):
 
     assert result.loss[-1] < 1e-25
     assert np.isfinite(result.network.params).all()
+
+
+@pytest.mark.parametrize("loss", ["squared_error", "huber"])
+def test_levenberg_marquardt_ends_where_that_of_scipy_goes_no_further(loss, rng):
+    X, y = wave()
+    y = y + 0.3 * rng.normal(size=y.size)
+    network = Network((2, 3, 1), activation="tanh", seed=3, loss=loss, huber_delta=0.2)
+    given = network.params.copy()
+
+    def residuals(params):
+        network.params[:] = params
+        return network.predict(X)[:, 0] - y
+
+    how = {"method": "lm"} if loss == "squared_error" else {"loss": "huber", "f_scale": 0.2}
+    how |= {"xtol": 1e-12, "ftol": 1e-12, "gtol": 1e-12, "max_nfev": 2000}
+    result = train(X, y, network=network, optimizer="levenberg_marquardt", epochs=1000, batch_size=None)
+    further = scipy.optimize.least_squares(residuals, network.params.copy(), **how).cost / len(X)
+    network.params[:] = given
+    from_start = scipy.optimize.least_squares(residuals, given, **how).cost / len(X)
+
+    assert result.loss[-1] <= further * (1 + 1e-5)  # there is nothing below
+    assert result.loss[-1] <= 2 * from_start  # where SciPy's may have found another minimum
+    assert (np.diff(result.loss) <= 0).all()
+
+
+def test_levenberg_marquardt_needs_few_epochs_for_a_wave():
+    X = np.linspace(-1, 1, 5000)[:, None]
+    result = train(
+        X, np.sinc(10 * X[:, 0]), 20, activation="tanh", optimizer="levenberg_marquardt", batch_size=500, epochs=50,
+        seed=0,
+    )  # fmt: skip
+
+    assert result.loss[-1] < 1e-6
+
+
+@pytest.mark.parametrize("loss", ["squared_error", "binary_cross_entropy", "cross_entropy", "huber", "poisson"])
+def test_levenberg_marquardt_lowers_every_loss_that_is_curved(loss):
+    rng = np.random.default_rng(0)
+    y = targets(loss, (30, 3), rng)
+    result = train(rng.normal(size=(30, 2)), y, 5, loss=loss, optimizer="levenberg_marquardt", epochs=20, **WHOLE)
+
+    assert result.loss[-1] < 0.9 * result.loss[0]
+    assert (np.diff(result.loss) <= 0).all()
+
+
+def test_rows_of_no_weight_are_as_if_they_were_not_there(rng):
+    X, y = wave(200)
+    weight = rng.integers(0, 2, 200)
+    for optimizer in NAMES:
+        expected = train(X[weight > 0], y[weight > 0], 4, optimizer=optimizer, epochs=3, **WHOLE)
+        actual = train(X, y, 4, optimizer=optimizer, epochs=3, sample_weight=weight, **WHOLE)
+
+        np.testing.assert_allclose(actual.network.params, expected.network.params, rtol=0, atol=1e-9)
+
+
+def test_batch_of_no_weight_is_as_if_it_were_not_there():
+    X, y = wave(30)
+    settings = {"optimizer": "levenberg_marquardt", "epochs": 3, "shuffle": False, "batch_size": 10, "seed": 3}
+    weight = np.repeat([1.0, 0.0, 1.0], 10)
+    expected = train(X[weight > 0], y[weight > 0], 4, sample_weight=np.ones(20), **settings)
+    actual = train(X, y, 4, sample_weight=weight, **settings)
+
+    assert actual.network.params.tobytes() == expected.network.params.tobytes()
+    assert actual.loss.tobytes() == expected.loss.tobytes()
+
+
+def test_normal_equations_that_do_not_fit_into_memory_are_refused_with_their_size():
+    with pytest.raises(fastbp.ResourceError, match=r"most of it for the normal equations of 2002001 parameters"):
+        train(np.zeros((2, 2_000)), [0.0, 1.0], 1_000, optimizer="levenberg_marquardt", dtype="float32")
 
 
 def test_lbfgs_of_no_slope_keeps_the_weights():
@@ -264,6 +465,14 @@ def test_what_diverges_keeps_the_last_good_weights(optimizer, backend):
         ("lbfgs", {"batch_size": 7}, "'batch_size' must be None with the optimizer 'lbfgs', which searches along"),
         ("lbfgs", {"schedule": "cosine"}, "'schedule' must be 'constant' with the optimizer 'lbfgs', which searches"),
         ("lbfgs", {"dropout": 0.1, "hidden": 3}, "'dropout' must be left out with the optimizer 'lbfgs', which"),
+        ("levenberg_marquardt", {"schedule": "cosine"}, "'schedule' must be 'constant' .*, which damps each step"),
+        ("levenberg_marquardt", {"dropout": 0.1, "hidden": 3}, "'dropout' must be left out with the optimizer"),
+        ("levenberg_marquardt", {"clip_norm": 1.0}, "'clip_norm' must be left out with the optimizer"),
+        (
+            "levenberg_marquardt",
+            {"loss": "absolute_error"},
+            "'optimizer' must be another with the loss 'absolute_error'",
+        ),
         ("lbfgs", {"clip_norm": 1.0}, "'clip_norm' must be left out with the optimizer 'lbfgs', which searches"),
     ],
     ids=str,
