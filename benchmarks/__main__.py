@@ -13,6 +13,7 @@ SUBCOMMANDS = {
     "compare": "benchmarks.compare",
     "floors": "benchmarks.floors",
     "selftest": "benchmarks.selftest",
+    "goal": "benchmarks.goal",
     "threads": "benchmarks.threads",
 }
 
