@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fastbp import checks
 from fastbp import data as data_of
-from fastbp.choices import IRPROP
+from fastbp.choices import IRPROP, SECOND_ORDER
 from fastbp.data import Data
 from fastbp.network import Network, engine
 from fastbp.results import best_of, result_of, scored
@@ -96,7 +96,12 @@ class Rows(NamedTuple):
 
 
 def in_lanes(task: Task) -> bool:
-    """Whether a network is trained in a lane: a larger one would not stay in the caches eight or sixteen times."""
+    """Whether a network is trained in a lane: a larger one would not stay in the caches eight or sixteen times.
+
+    Optimisers of second order have no lanes.
+    """
+    if task.settings.optimizer.code in SECOND_ORDER:
+        return False
     batch_size = batch_of(task.settings, counts(task)[0])
     return task.network.params.size * (batch_size + ROWS_OF_UPDATE) <= MOST_PARAMETERS * batch_size
 

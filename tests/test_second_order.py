@@ -437,6 +437,18 @@ def test_threads_give_the_same_bits(optimizer, threads):
 
 
 @by_optimiser
+def test_many_networks_are_trained_as_each_alone(optimizer):
+    X, y = wave()
+    settings = {"optimizer": optimizer, "epochs": 4, "batch_size": None, "hidden": 3}
+    many = fastbp.train_many(X, y, [{"seed": seed} for seed in range(3)], **settings)
+    for seed, network in enumerate(many.networks):
+        alone = train(X, y, seed=seed, **settings)
+
+        assert network.params.tobytes() == alone.network.params.tobytes()
+        assert many.loss[:, seed].tobytes() == alone.loss.tobytes()
+
+
+@by_optimiser
 def test_patience_ends_a_training_that_stands_still(optimizer):
     X = np.linspace(-1, 1, 20)[:, None]
     result = train(X, 3 * X[:, 0], optimizer=optimizer, epochs=1000, patience=3, min_delta=1e-12, **WHOLE)
