@@ -115,7 +115,8 @@ class Trainer:
     Raises
     ------
     ParameterError
-        If a setting is out of range, or is subnormal in the precision of the network.
+        If a setting is out of range, or is subnormal in the precision of the network, or the optimiser is one of second
+        order, which makes more of its rows than one step.
     ParameterTypeError
         If an argument has the wrong type.
     ResourceError

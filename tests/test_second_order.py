@@ -1,6 +1,7 @@
 """L-BFGS, Levenberg and Marquardt: as their twins compute them, where they end, and what a training does around."""
 
 import dataclasses
+import platform
 import signal
 import threading
 import time
@@ -8,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import scipy.optimize
-from helpers import EPSILON
+from helpers import EPSILON, output_of
 
 import fastbp
 from fastbp import LBFGS, LevenbergMarquardt, Network, ParameterError, reference, resume, second_order, train
@@ -551,3 +552,26 @@ def test_settings_are_those_of_the_result(optimizer):
     assert (
         train(*wave(), optimizer=optimizer, learning_rate=0.5, epochs=1, **WHOLE).state.settings.optimizer == settings
     )
+
+
+BITS = """
+import hashlib, numpy as np, fastbp
+rng = np.random.default_rng(0)
+X = rng.normal(size=(150, 5))
+for dtype in ("float64", "float32"):
+    for optimizer, loss, batch_size in (("lbfgs", "huber", None), ("levenberg_marquardt", "cross_entropy", 70)):
+        y = np.digitize(X[:, 0] * X[:, 1], [-0.3, 0.3]) if loss == "cross_entropy" else X[:, :2] ** 2
+        result = fastbp.train(X, y, (9, 17), activation=("silu", "tanh"), loss=loss, optimizer=optimizer, dtype=dtype,
+                              batch_size=batch_size, epochs=8, l2=0.1, validation=0.3, seed=1)
+        print(hashlib.sha256(result.network.params.tobytes() + result.validation_loss.tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the other CPU is one of x86")
+def test_code_for_another_cpu_has_the_same_bits():
+    expected = output_of("-c", BITS, FASTBP_CACHE="0")
+    actual = output_of("-c", BITS, FASTBP_CACHE="0", NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="")
+
+    assert actual == expected
+    assert len(set(expected.split())) == 4

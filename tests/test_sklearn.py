@@ -1217,13 +1217,15 @@ OPTIMIZERS = [
     (fastbp.SGD(0.02, momentum=0.5), fastbp.SGD(0.02, momentum=0.5)),
     (fastbp.Adam(0.02, beta1=0.5), fastbp.Adam(0.02, beta1=0.5)),
     (fastbp.LBFGS(history=5), fastbp.LBFGS(history=5)),
+    ("levenberg_marquardt", fastbp.LevenbergMarquardt()),
 ]
 
 
 @pytest.mark.parametrize(("solver", "optimizer"), OPTIMIZERS, ids=str)
 def test_every_optimiser_can_be_chosen(solver, optimizer):
     X = features()
-    batch_size = "auto" if solver == "irprop" or isinstance(solver, fastbp.LBFGS) else 20
+    whole = solver in ("irprop", "levenberg_marquardt") or isinstance(solver, fastbp.LBFGS)
+    batch_size = "auto" if whole else 20
     regressor = MLPRegressor(solver=solver, **SHORT | {"batch_size": batch_size}).fit(X, X[:, 0])
 
     assert regressor.result_.state.settings.optimizer == optimizer
