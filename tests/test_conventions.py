@@ -170,6 +170,7 @@ ONLY_COMPILED = {
     "factorise": "lines of `damped_step`",
     "factor_rows": "NumPy's own",
     "rest_tile": TILE,
+    "squares_tile": TILE,
     "solve": "NumPy's own",
     "try_block": "lines of `damped_step`",
     "compare": "lines of `damped_step`",
