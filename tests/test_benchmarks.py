@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import cases, report, threads, turns
+from benchmarks import cases, goal, report, threads, turns
 from benchmarks.cases import (
     CASES,
     DEFAULT,
@@ -603,3 +604,28 @@ def test_auto_and_one_thread_train_and_predict_the_same() -> None:
     assert auto(3) == one(3)
     for run in threads.runs_of("predict 32 rows").values():
         run(1)
+
+
+# --- time to a goal -----------------------------------------------------------------------------------------------
+
+
+def test_problems_to_reach_a_goal_on_are_scaled():
+    for problem in goal.problems().values():
+        for array in problem:
+            np.testing.assert_allclose(array.mean(axis=0), 0, atol=1e-12)
+            np.testing.assert_allclose(array.std(axis=0), 1, rtol=1e-12)
+
+
+def test_goal_that_is_not_reached_takes_for_ever():
+    problem, settings = goal.problems()["sinc(10 x)"], {"optimizer": "sgd", "batch_size": None, "backend": "numpy"}
+
+    assert goal.seconds_to(1.0, np.array([2.0, 0.9]), problem, settings, 0) > 0
+    assert goal.seconds_to(0.5, np.array([2.0, 0.9]), problem, settings, 0) == math.inf
+
+
+def test_table_of_goals_shows_what_was_not_reached():
+    row = {optimizer: [0.0123, 1.5, math.inf] for optimizer in goal.OPTIMIZERS}
+    lines = goal.written({"wave": row}, 5.0).splitlines()
+
+    assert lines[2] == "| wave |" + " 0.012, 1.5, - |" * len(goal.OPTIMIZERS)
+    assert lines[-1].endswith("- is more than 5 s.")
