@@ -123,6 +123,36 @@ def output(value: object, loss: str) -> str:
     return outputs[0] if value is None else choice("output", value, outputs, f" with the loss {loss!r}")
 
 
+def quantiles(value: object, loss: str) -> tuple[float, ...]:
+    """Return the levels of "quantile", given a list, tuple or 1-D array of them, none below the one before; else ().
+
+    >>> quantiles([0.1, 0.9], "quantile"), quantiles([0.1, 0.9], "huber")
+    ((0.1, 0.9), ())
+    """
+    value = plain(value)
+    if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind == "f":
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)):
+        raise ParameterTypeError(f"must be a sequence of numbers above 0 and below 1, got {shown(value)}", "quantiles")
+    levels = tuple(number(f"quantiles[{i}]", level, above=0, below=1) for i, level in enumerate(value))
+    if not levels or list(levels) != sorted(levels):
+        raise ParameterError(f"must be one number or more, none below the one before, got {shown(value)}", "quantiles")
+    return levels if loss == "quantile" else ()
+
+
+def outputs(units: tuple[int, ...], loss: str, levels: tuple[float, ...]) -> None:
+    """Check that the last layer has the outputs that the loss needs."""
+    if loss == "quantile" and units[-1] != len(levels):
+        raise ParameterError(
+            f"must end with {_plural(len(levels), 'output')}, one for each of the 'quantiles', got {units[-1]}", "sizes"
+        )
+    if loss == "gaussian_nll" and units[-1] % 2:
+        raise ParameterError(
+            f"must end with a mean and a log variance for each target with the loss 'gaussian_nll', got {units[-1]}",
+            "sizes",
+        )
+
+
 def _settings(name: str, value: Any, table: dict[str, Any], **replaced: Any) -> Any:
     """Return checked settings, given a name of the table or an instance of one of its classes."""
     value = plain(value)
@@ -305,13 +335,17 @@ def features(
     return finite(name, array, dtype)
 
 
-def targets(y: object, loss: str, n: int, outputs: int | None, dtype: np.dtype[Any], name: str = "y") -> Array:
+def targets(
+    y: object, loss: str, n: int, outputs: int | None, dtype: np.dtype[Any], name: str = "y", weights: Any = None
+) -> Array:  # fmt: skip
     """Return y as an (n, outputs) array in the working dtype, laid out and shared as `features` does with X.
 
     squared_error, absolute_error and huber take finite numbers, poisson such as are not below 0, binary_cross_entropy
     0 and 1, all of them of shape (n,) or (n, outputs). cross_entropy takes class numbers 0..K-1 of shape (n,) or
     (n, 1), K being `outputs` or the largest number + 1, or probabilities of shape (n, K) whose rows sum to 1 within
-    1e-5. `outputs` is None or what a network has.
+    1e-5. quantile takes numbers of shape (n,), (n, 1) or (n, outputs), gaussian_nll of (n,) or (n, outputs / 2).
+    `outputs` is None or what a network has. Where a weight of `weighted_targets` is 0, NaN is missing, and
+    returned as 0; not with cross_entropy.
 
     >>> targets([1, 0, 2], "cross_entropy", 3, None, np.dtype(np.float64))
     array([[0., 1., 0.],
@@ -327,8 +361,12 @@ def targets(y: object, loss: str, n: int, outputs: int | None, dtype: np.dtype[A
     columns = 1 if array.ndim == 1 else array.shape[1]
     if loss == "cross_entropy" and columns == 1:
         return _one_hot(array.ravel(), outputs, dtype, name)
-    if outputs is not None and columns != outputs:
-        raise DataError(f"{name} has {_plural(columns, 'column')}, the network has {_plural(outputs, 'output')}")
+    if outputs is not None and columns not in _columns_of(loss, outputs):
+        rest = {"quantile": ", which take 1 column, or 1 each", "gaussian_nll": ", which take half as many columns"}
+        network = f"the network has {_plural(outputs, 'output')}{rest.get(loss, '')}"
+        raise DataError(f"{name} has {_plural(columns, 'column')}, {network}")
+    if weights is not None and loss != "cross_entropy":
+        array = _without_missing(name, array, weights)
     if loss == "binary_cross_entropy":  # checked as given: 1 - 1e-9 is 1 in float32
         _every(name, (array == 0) | (array == 1), "be 0 or 1 with the loss 'binary_cross_entropy'")
     work = finite(name, array, dtype)
@@ -342,17 +380,64 @@ def targets(y: object, loss: str, n: int, outputs: int | None, dtype: np.dtype[A
     return work if work.ndim == 2 else work[:, None]
 
 
+def _columns_of(loss: str, outputs: int) -> tuple[int, ...]:
+    """Return how many columns y may have for a network with so many outputs."""
+    if loss == "quantile":
+        return 1, outputs
+    return (outputs // 2 if loss == "gaussian_nll" else outputs,)
+
+
+def _without_missing(name: str, array: Array, weights: Array) -> Array:
+    """Return targets with 0 in place of NaN where the weight is 0; refuse it elsewhere."""
+    missing = np.isnan(array) if array.dtype.kind == "f" else np.zeros(1, bool)
+    if not missing.any():
+        return array
+    none = weights.reshape(len(array), -1) == 0
+    if none.shape[1] > 1 and array.size == len(array):  # one target of all quantiles is missing if it is for each
+        none = none.all(axis=1, keepdims=True)
+    good = ~missing.reshape(len(array), -1) | none
+    _every(name, good.reshape(array.shape), "not be NaN where the weight is above 0")
+    return np.where(missing, array.dtype.type(0), array)
+
+
+def weighted_targets(
+    y: object, weights: object, loss: str, n: int, outputs: int | None, dtype: np.dtype[Any],
+    names: tuple[str, str] = ("y", "sample_weight"),
+) -> tuple[Array, Array | None]:  # fmt: skip
+    """Return `targets` and, unless they are None, their weights: (n,) for rows, or a column for each target.
+
+    With the loss quantile and one target, the columns are those of the outputs. Rows of classes have one weight.
+    """
+    if weights is None:
+        return targets(y, loss, n, outputs, dtype, names[0]), None
+    array, given = _array(names[0], y, dtype), _array(names[1], weights, dtype)
+    each = array.shape[1] if array.ndim == 2 else 1
+    if loss == "cross_entropy":
+        each = 1
+    elif loss == "quantile" and outputs is not None:
+        each = outputs
+    if given.shape != (n,) and (each == 1 or given.shape != (n, each)):
+        form = f"({n},), a number for each row" if each == 1 else f"({n},) or ({n}, {each}), for each row or target"
+        raise DataError(f"must have shape {form}, got shape {given.shape}", names[1])
+    given = _weights(names[1], given, dtype)
+    return targets(array, loss, n, outputs, dtype, names[0], given), given
+
+
 def row_weights(value: object, n: int, dtype: np.dtype[Any], name: str = "sample_weight") -> Array:
     """Return weights of rows as a finite array (n,) in the working dtype, none below 0 and one above."""
     array = _array(name, value, dtype)
     if array.shape != (n,):
         raise DataError(f"must have shape ({n},), a number for each row, got shape {array.shape}", name)
+    return _weights(name, array, dtype)
+
+
+def _weights(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
     weights = finite(name, array, dtype)
     _every(name, weights >= 0, "be >= 0")
     smallest = np.finfo(dtype).tiny  # kernels take less for 0
     _every(name, (weights == 0) | (weights >= smallest), f"be 0 or at least {smallest:.3g} in {dtype}")
     if not weights.any():
-        raise DataError(f"must have a value above 0, got {_plural(n, 'zero')}", name)
+        raise DataError(f"must have a value above 0, got {_plural(weights.size, 'zero')}", name)
     return weights
 
 

@@ -15,7 +15,7 @@ from fastbp.errors import ParameterError
 from fastbp.scalars import count, flag, number
 
 IDENTITY, SIGMOID, TANH, RELU, LEAKY_RELU, SOFTMAX, ELU, GELU, SILU, SOFTPLUS, EXPONENTIAL = range(11)
-SQUARED_ERROR, BINARY_CROSS_ENTROPY, CROSS_ENTROPY, ABSOLUTE_ERROR, HUBER, POISSON = range(6)
+SQUARED_ERROR, BINARY_CROSS_ENTROPY, CROSS_ENTROPY, ABSOLUTE_ERROR, HUBER, POISSON, QUANTILE, GAUSSIAN_NLL = range(8)
 KEEP_GRADIENT, PLAIN_SGD, MOMENTUM_SGD, ADAM, RMSPROP, IRPROP, ADAMW, LIMITED_BFGS, MARQUARDT = range(9)
 CONSTANT, EXPONENTIAL_DECAY, INVERSE_SCALING, COSINE, REDUCE_ON_PLATEAU = range(5)
 
@@ -89,8 +89,31 @@ LOSSES = {
         ("exponential",),
         "McCullagh and Nelder, Generalized Linear Models, 1989, section 2.3",
     ),
+    "quantile": Loss(
+        QUANTILE,
+        "sum max(q (y - p), (q - 1) (y - p)) + c sum max(p - p of the next output, 0)",
+        ELEMENTWISE,
+        "Koenker and Bassett, Econometrica 46, 1978",
+    ),
+    "gaussian_nll": Loss(
+        GAUSSIAN_NLL,
+        "sum 1/2 (s + (y - m)^2 exp(-s)), p the means m of all targets and then their log variances s",
+        ("identity",),
+        "Nix and Weigend, ICNN 1994",
+    ),
 }
+QUANTILES = (0.1, 0.5, 0.9)  # the levels of "quantile" by default
 CLASSIFYING = ("binary_cross_entropy", "cross_entropy")  # losses whose targets are classes
+
+
+def outputs_of(loss: str, targets: int, levels: int) -> int:
+    """Return how many outputs a network needs for so many columns of y.
+
+    >>> outputs_of("squared_error", 2, 0), outputs_of("quantile", 1, 3), outputs_of("gaussian_nll", 2, 0)
+    (2, 3, 4)
+    """
+    return levels if loss == "quantile" else 2 * targets if loss == "gaussian_nll" else targets
+
 
 # Weights of a layer with I inputs and O outputs; biases start at zero.
 INITIALISERS = {

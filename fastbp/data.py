@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastbp import checks
-from fastbp.choices import CLASSIFYING
+from fastbp.choices import CLASSIFYING, outputs_of
 from fastbp.settings import Settings
 from fastbp.workspace import HISTORY, PIECE, Plan, memory_sizes, panels_in, pieces, rows_of, second_order_sizes
 
@@ -21,36 +21,43 @@ class Data(NamedTuple):
 
     X: Array
     y: Array
-    weights: Array | None
+    weights: Array | None  # of the rows, or (n, columns) of their targets
     validation: tuple[Array, Array, Array | None] | None  # likewise, if it was handed in
     held: int  # rows for validation, handed in or drawn from the others
+    outputs: int  # of the network
 
     @property
     def rows(self) -> int:
         """Rows that are trained on."""
         return len(self.X) - (self.held if self.validation is None else 0)
 
+    @property
+    def output_weights(self) -> bool:
+        """Whether rows, of either kind, have a weight for each output."""
+        given = (self.weights, None if self.validation is None else self.validation[2])
+        return any(weights is not None and weights.ndim == 2 for weights in given)
+
 
 def checked(
     settings: Settings, precision: Any, loss: str, X: Any, y: Any, sample_weight: Any, validation: Any,
-    inputs: int | None, outputs: int | None,
+    inputs: int | None, outputs: int | None, levels: int,
 ) -> Data:  # fmt: skip
-    """Check the data against the loss and what a network has, and count the rows of either kind."""
+    """Check the data against the loss, its levels and what a network has, and count the rows of either kind."""
     X = checks.features(X, precision, inputs)
-    y = checks.targets(y, loss, len(X), outputs, precision)
-    weights = None if sample_weight is None else checks.row_weights(sample_weight, len(X), precision)
+    y, weights = checks.weighted_targets(y, sample_weight, loss, len(X), outputs or levels or None, precision)
+    outputs = outputs or outputs_of(loss, y.shape[1], levels)
     if isinstance(validation, tuple):
         held_X = checks.features(validation[0], precision, X.shape[1], name="validation[0]")
-        held_y = checks.targets(validation[1], loss, len(held_X), y.shape[1], precision, name="validation[1]")
-        given, held_weights = validation[2] if len(validation) == 3 else None, None
-        if given is not None:
-            held_weights = checks.row_weights(given, len(held_X), precision, "validation[2]")
-        return Data(X, y, weights, (held_X, held_y, held_weights), len(held_X))
+        held_y, held_weights = checks.weighted_targets(
+            validation[1], validation[2] if len(validation) == 3 else None, loss, len(held_X), outputs, precision,
+            ("validation[1]", "validation[2]"),
+        )  # fmt: skip
+        return Data(X, y, weights, (held_X, held_y, held_weights), len(held_X), outputs)
     if settings.validation is None:
         if settings.watch == "score":
             raise checks.ParameterError("must be 'loss' where there is no 'validation', got 'score'", "watch")
-        return Data(X, y, weights, None, 0)
-    return Data(X, y, weights, None, share(settings.validation, len(X)))
+        return Data(X, y, weights, None, 0, outputs)
+    return Data(X, y, weights, None, share(settings.validation, len(X)), outputs)
 
 
 def share(validation: float, n: int) -> int:
@@ -69,71 +76,107 @@ def chosen(seed: int, n: int, held: int) -> NDArray[np.bool_]:
     return mask
 
 
-def split(settings: Settings, loss: str, data: Data) -> tuple[Array, Array | None, tuple[float, ...]]:
+def split(
+    settings: Settings, loss: str, quantiles: tuple[float, ...], data: Data
+) -> tuple[Array, Array | None, tuple[float, ...]]:
     """Draw the rows for validation and weigh the classes; return the rows of either kind and the spread of a plan."""
-    X, y, weights, inputs = data.X, data.y, data.weights, data.X.shape[1]
+    X, y, weights, form = data.X, data.y, data.weights, (data.outputs, data.output_weights)
+    end = X.shape[1] + data.outputs  # of the targets
     held: Array | None = None
     if data.validation is not None:
-        rows, held = rows_of(X, y, weights), rows_of(*data.validation)
+        rows, held = rows_of(X, y, weights, None, *form), rows_of(*data.validation, None, *form)
     elif data.held:
         mask = chosen(settings.seed, len(X), data.held)
-        held, rows = (rows_of(X, y, weights, np.flatnonzero(part)) for part in (mask, ~mask))
-        if not (held[:, -1].any() and rows[:, -1].any()):
+        held, rows = (rows_of(X, y, weights, np.flatnonzero(part), *form) for part in (mask, ~mask))
+        if not (held[:, end:].any() and rows[:, end:].any()):
             raise checks.DataError(
                 "must have a value above 0 among both parts of a 'validation' split", "sample_weight"
             )
     else:
-        rows = rows_of(X, y, weights)
+        rows = rows_of(X, y, weights, None, *form)
     if settings.class_weight is not None:
         given = None if weights is None else rows[:, -1]
-        rows[:, -1] = checks.class_weights(settings.class_weight, loss, rows[:, inputs:-1], given)
-    return rows, held, () if held is None else spread_of(settings, loss, held, inputs)
+        rows[:, -1] = checks.class_weights(settings.class_weight, loss, rows[:, X.shape[1] : end], given)
+    if held is None:
+        return rows, held, ()
+    return rows, held, spread_of(settings, loss, held, X.shape[1], data.outputs, quantiles)
 
 
-def spread_of(settings: Settings, loss: str, held: Array, inputs: int) -> tuple[float, ...]:
+def spread_of(
+    settings: Settings, loss: str, held: Array, inputs: int, outputs: int, quantiles: tuple[float, ...] = ()
+) -> tuple[float, ...]:
     """Return the spread of the rows for validation (n, F); () where the score is a share of rows."""
     if loss in CLASSIFYING:
         return ()
-    spread = _spread(held, inputs)
+    end, predicted = inputs + outputs, outputs // 2 if loss == "gaussian_nll" else outputs
+    spread = _spread(held[:, inputs:end][:, :predicted], held[:, end:][:, :predicted], quantiles)
     if settings.watch == "score" and not any(spread):
         raise checks.DataError(
-            f"must hold rows of different targets where 'watch' is 'score', which is R^2: got targets "
+            f"must hold rows of different targets where 'watch' is 'score', which is {'D^2' if quantiles else 'R^2'}: "
+            "got targets "
             f"that are all the same in {len(held)} row{'s' * (len(held) != 1)}",
             "validation",
         )
     return spread
 
 
-def _spread(rows: Array, inputs: int) -> tuple[float, ...]:
+def _spread(y: Array, weights: Array, quantiles: tuple[float, ...]) -> tuple[float, ...]:
     """1 / sqrt(outputs * variance) of each column of targets, weighted, so that R^2 is 1 - the mean misfit.
+
+    Where there are quantiles it is 1 / (outputs * pinball loss of the best constant), so that D^2 is. The weights
+    (n, 1) or like y; a mean is over the sum of those of the rows, which are the means of those of their outputs.
 
     It is 0 where all targets are the same. They are divided by the largest difference among them, since squares of
     those above 1e154 overflow, and below 1e-154 vanish; halves, since a difference may overflow too.
     """
-    y, weights = rows[:, inputs:-1], rows[:, -1]
-    first, heaviest = y[np.argmax(weights > 0)].astype(np.float64) / 2, float(weights.max())
-    limits = np.finfo(rows.dtype)
+    first = np.take_along_axis(y, np.argmax(weights > 0, axis=0)[None], axis=0).astype(np.float64) / 2
+    heaviest, limits = float(weights.max()), np.finfo(y.dtype)
 
     def differences(piece: slice) -> tuple[Array, Array]:
-        w = weights[piece, None].astype(np.float64) / heaviest
+        w = weights[piece].astype(np.float64) / heaviest
         return np.where(w > 0, y[piece].astype(np.float64) / 2 - first, 0), w
 
     def total(term: Callable[[Array, Array], Array]) -> Array:
-        parts = (term(*differences(piece)) for piece in pieces(len(rows), rows.shape[1]))
+        parts = (term(*differences(piece)) for piece in pieces(len(y), y.shape[1]))
         return np.add.reduce([part.sum(axis=0) for part in parts])
 
     with np.errstate(all="ignore"):
         largest = np.zeros(y.shape[1])
-        for piece in pieces(len(rows), rows.shape[1]):
+        for piece in pieces(len(y), y.shape[1]):
             largest = np.maximum(largest, np.abs(differences(piece)[0]).max(axis=0))
         differ = 2 * largest >= limits.tiny  # kernels take less for 0
         scale = np.where(differ, largest, 1)
         weight = total(lambda d, w: w)
-        mean = total(lambda d, w: w * (d / scale)) / weight
-        squares = total(lambda d, w: w * (d / scale - mean) ** 2)
-        differ &= squares > 0
-        root = np.sqrt(weight / (np.where(differ, squares, 1) * y.shape[1])) / scale / 2
+        of_rows = weight.mean()
+        if quantiles:
+            best = [_constant(d, w, q) for d, w, q in zip(*_columns(*differences(slice(None))), quantiles, strict=True)]
+            levels, constants = np.array(quantiles), np.array(best) / scale
+            losses = total(lambda d, w: w * _pinball(d / scale - constants, levels))
+            differ &= losses > 0
+            root = of_rows / (np.where(differ, losses, 1) * y.shape[1]) / scale / 2
+        else:
+            mean = total(lambda d, w: w * (d / scale)) / weight
+            squares = total(lambda d, w: w * (d / scale - mean) ** 2)
+            differ &= squares > 0
+            root = np.sqrt(of_rows / (np.where(differ, squares, 1) * y.shape[1])) / scale / 2
         return tuple(np.where(differ, root.clip(limits.tiny, limits.max), 0).tolist())
+
+
+def _columns(d: Array, w: Array) -> tuple[Array, Array]:
+    """Return the columns of both, as rows."""
+    return d.T, np.broadcast_to(w, d.shape).T
+
+
+def _constant(d: Array, w: Array, level: float) -> float:
+    """Return the number of the least weighted pinball loss: where the weights of what is below reach the level."""
+    order = np.argsort(d, kind="stable")
+    below = np.cumsum(w[order])
+    return float(d[order[np.searchsorted(below, level * below[-1])]])
+
+
+def _pinball(residual: Array, levels: Array) -> Array:
+    """Return max(q r, (q - 1) r) for residuals r = y - p of the levels q."""
+    return np.maximum(levels * residual, (levels - 1) * residual)
 
 
 def bytes_needed(
@@ -141,7 +184,7 @@ def bytes_needed(
 ) -> dict[str, int]:
     """Bytes that a training takes while it takes most, by what they are for; the data handed in are among them."""
     X, y, dtype, item = data.X, data.y, data.X.dtype, data.X.dtype.itemsize
-    n, held, features, P = plan.rows, data.held, X.shape[1] + y.shape[1] + 1, plan.parameters
+    n, held, features, P = plan.rows, data.held, plan.features, plan.parameters
     sizes = memory_sizes(plan, dtype, epochs)
     given = [X, y, data.weights, *(data.validation or ())]
     rows, laid = item * (n + held) * features, 0

@@ -25,6 +25,7 @@ from fastbp.choices import (
     EXPONENTIAL,
     EXPONENTIAL_DECAY,
     EXPONENTIAL_DECAY_DECAY,
+    GAUSSIAN_NLL,
     GELU,
     HUBER,
     INVERSE_SCALING,
@@ -41,6 +42,7 @@ from fastbp.choices import (
     OF_LOGITS,
     PLAIN_SGD,
     POISSON,
+    QUANTILE,
     REDUCE_ON_PLATEAU,
     RELU,
     RMSPROP,
@@ -213,21 +215,39 @@ def loss_and_delta(plan, a, y, weight, O, S, delta):
     """Prediction, delta and loss of a panel from the logits in a (O, S);  writes and returns as the two below."""
     if plan.loss == CROSS_ENTROPY:
         return cross_entropy(a, y, weight, O, S, delta)
+    if plan.loss >= QUANTILE:
+        nothing = zeros(1, 1, a)
+        return if_full(plan, (nothing, nothing), further_loss, plan, a, y, weight, O, S, delta)
     return elementwise(1, plan, a, y, weight, O, S, delta)
+
+
+@kernel
+def further_loss(plan, a, y, weight, O, S, delta):
+    """The rest of `loss_and_delta`: apart, so that what is compiled into every caller is short."""
+    if plan.loss == QUANTILE:
+        return quantile(plan, a, y, weight, O, S, delta)
+    return gaussian_nll(plan, a, y, weight, O, S, delta)
+
+
+@kernel
+def weight_stride(output_weights, S):
+    """From the weight of an output to that of the next: 0 if a sample has one for all."""
+    return S if output_weights else 0
 
 
 @inlined
 def elementwise(rows, plan, a, y, weight, O, S, delta):
     """loss = sum_o loss_of(p_o, y_o), delta_o = loss_slope(p_o, y_o) f'(z_o), p = f(z), so many vectors at a time.
 
-    a (O, S) holds z, y (O, S), weight (S,);  writes p into a, and delta (O, S), returns loss and |p - y| lane by lane.
+    a (O, S) holds z, y (O, S), weight (S,), or (O, S) if outputs have their own;  writes p into a, and delta (O, S),
+    returns loss and |p - y| lane by lane.
     """
     V, loss, d, kind = lanes_of(a), plan.loss, plan.huber_delta, plan.kinds[plan.layers - 1]
+    stride = if_full(plan, np.int64(0), weight_stride, plan.output_weights, S)
     total, error = zeros(rows, 1, a), zeros(rows, 1, a)
     for v in range(0, S, rows * V):
-        share = load(rows, 1, at(weight, v), V)
         for o in range(O):  # not range(v, O * S, S), whose length takes a division: XOR 1 % of its time
-            q = o * S + v
+            q, share = o * S + v, load(rows, 1, at(weight, o * stride + v), V)
             z, target = load(rows, 1, at(a, q), V), load(rows, 1, at(y, q), V)
             p = activation(plan, kind, z)
             residual = p - target
@@ -277,6 +297,72 @@ def loss_slope(loss, residual, d):
 
 
 @kernel
+def quantile(plan, a, y, weight, O, S, delta):
+    """loss = sum_o max(-q_o r_o, (1 - q_o) r_o) + c sum_o max(p_o - p_{o+1}, 0), r = p - y, p = f(z).
+
+    Of two neighbours the smaller weight is that of their crossing.  Takes, writes and returns what `elementwise` does.
+    """
+    V, kind, c = lanes_of(a), plan.kinds[plan.layers - 1], plan.crossing_penalty
+    stride = weight_stride(plan.output_weights, S)
+    total, error = zeros(1, 1, a), zeros(1, 1, a)
+    for v in range(0, S, V):
+        last_p, last_kept, last_share = zeros(1, 1, a), zeros(1, 1, a), zeros(1, 1, a)
+        for o in range(O):
+            q, share = o * S + v, load(1, 1, at(weight, o * stride + v), 0)
+            z = load(1, 1, at(a, q), 0)
+            p = activation(plan, kind, z)
+            kept = z if of_logits(kind) else p
+            residual = p - load(1, 1, at(y, q), 0)
+            slope_q = pinball_slope(residual, plan.quantiles[o])
+            total = multiply_add(slope_q * residual, share, total)
+            error = multiply_add(absolute(residual), share, error)
+            slope_q = slope_q * share
+            if c > 0 and o > 0:
+                push = c * where_less(last_share, share, last_share, share)
+                above = last_p - p
+                push = where_less(0.0, above, push, 0.0)
+                total = multiply_add(push, above, total)
+                slope_q = slope_q - push
+                last_delta = load(1, 1, at(delta, q - S), 0) + times_slope(plan, kind, push, last_kept)
+                store(at(delta, q - S), 0, last_delta)
+            store(at(a, q), 0, p)
+            store(at(delta, q), 0, times_slope(plan, kind, slope_q, kept))
+            last_p, last_kept, last_share = p, kept, share
+    return total, error
+
+
+@inlined
+def pinball_slope(residual, level):
+    """Derivative of max(-q r, (1 - q) r) by r, q the level, lane by lane: -q, 0 or 1 - q. NaN passes through."""
+    return where_less(residual, 0.0, -level, where_less(0.0, residual, 1.0 - level, residual))
+
+
+@kernel
+def gaussian_nll(plan, a, y, weight, O, S, delta):
+    """loss = sum_t 1/2 (s_t + r_t^2 exp(-s_t)), r = m - y, for T = O / 2 targets, whose means are m and variances e^s.
+
+    a (O, S) holds m and then s, y (O, S) the targets and T that are not read, weight (S,) or (O, S) likewise;  writes
+    delta (O, S), returns loss and 2 |r| lane by lane: the mean over the outputs is then that of the targets.
+    """
+    V, T, stride = lanes_of(a), O // 2, weight_stride(plan.output_weights, S)
+    total, error = zeros(1, 1, a), zeros(1, 1, a)
+    for v in range(0, S, V):
+        for t in range(T):
+            q, share = t * S + v, load(1, 1, at(weight, t * stride + v), 0)
+            log_variance = load(1, 1, at(a, T * S + q), 0)
+            residual = load(1, 1, at(a, q), 0) - load(1, 1, at(y, q), 0)
+            # Half the exponent has twice the range: what overflows is the loss, long before exp ends.
+            inverse = exp(-0.5 * log_variance)
+            standard = residual * inverse
+            square = standard * standard
+            total = multiply_add(0.5 * (log_variance + square), share, total)
+            error = multiply_add(2.0 * absolute(residual), share, error)
+            store(at(delta, q), 0, standard * inverse * share)
+            store(at(delta, T * S + q), 0, (0.5 - 0.5 * square) * share)
+    return total, error
+
+
+@kernel
 def cross_entropy(a, y, weight, O, S, delta):
     """loss = sum_o y_o (log sum_k exp(z_k) - z_o), delta_o = p_o - y_o, p = softmax(z); the y of a sample sum to 1.
 
@@ -323,13 +409,15 @@ def softmax(top, z, O, S):
 
 
 @kernel
-def misfit(loss, p, y, weight, spread, O, S):
+def misfit(plan, p, y, weight, spread, O, S):
     """What of a panel is not predicted: samples of which a class is wrong, or squared residuals.
 
     Wrong is a likeliest class that is not the sample's, and any of several binary outputs. The residuals of each output
     are multiplied by its spread.  p, y (O, S), weight (S,), spread (O,);  returns them lane by lane.
     """
-    V = lanes_of(p)
+    V, loss = lanes_of(p), plan.loss
+    if loss >= QUANTILE or plan.output_weights:
+        return if_full(plan, zeros(1, 1, p), misfit_of_outputs, plan, p, y, weight, spread, O, S)
     total = zeros(1, 1, p)
     for v in range(0, S, V):
         wrong = zeros(1, 1, p)
@@ -351,6 +439,36 @@ def misfit(loss, p, y, weight, spread, O, S):
                     residual = spread[o] * (p_o - y_o)
                     wrong = multiply_add(residual, residual, wrong)
         total = multiply_add(wrong, load(1, 1, at(weight, v), 0), total)
+    return total
+
+
+@kernel
+def misfit_of_outputs(plan, p, y, weight, spread, O, S):
+    """`misfit` where outputs have weights of their own, and of the two losses whose outputs are no predictions of y.
+
+    Of "quantile" it is the pinball loss of each output times its spread, of "gaussian_nll" that of the means alone. Of
+    several binary outputs those without weight cannot be wrong, and the sample has the mean of all weights.
+    """
+    V, loss, T = lanes_of(p), plan.loss, O // 2 if plan.loss == GAUSSIAN_NLL else O
+    total, stride = zeros(1, 1, p), weight_stride(plan.output_weights, S)
+    for v in range(0, S, V):
+        wrong, shares = zeros(1, 1, p), zeros(1, 1, p)
+        for o in range(T):
+            q, share = o * S + v, load(1, 1, at(weight, o * stride + v), 0)
+            p_o, y_o = load(1, 1, at(p, q), 0), load(1, 1, at(y, q), 0)
+            residual = p_o - y_o
+            if loss == BINARY_CROSS_ENTROPY:
+                chosen = where_less(0.5, p_o, 1.0, zeros(1, 1, p))
+                differs = where_less(absolute(chosen - y_o), 0.5, wrong, 1.0)
+                wrong, shares = where_less(0.0, share, differs, wrong), shares + share
+            elif loss == QUANTILE:
+                pinball = pinball_slope(residual, plan.quantiles[o]) * residual
+                total = multiply_add(spread[o] * pinball, share, total)
+            else:
+                residual = spread[o] * residual
+                total = multiply_add(residual * residual, share, total)
+        if loss == BINARY_CROSS_ENTROPY:
+            total = multiply_add(wrong, shares / O, total)
     return total
 
 

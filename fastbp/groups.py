@@ -98,9 +98,9 @@ class Rows(NamedTuple):
 def in_lanes(task: Task) -> bool:
     """Whether a network is trained in a lane: a larger one would not stay in the caches eight or sixteen times.
 
-    Optimisers of second order have no lanes.
+    Optimisers of second order have no lanes, nor have losses whose outputs are no predictions of the columns of y.
     """
-    if task.settings.optimizer.code in SECOND_ORDER:
+    if task.settings.optimizer.code in SECOND_ORDER or task.network.loss in ("quantile", "gaussian_nll"):
         return False
     batch_size = batch_of(task.settings, counts(task)[0])
     return task.network.params.size * (batch_size + ROWS_OF_UPDATE) <= MOST_PARAMETERS * batch_size
@@ -152,7 +152,7 @@ def rows_of_task(task: Task) -> Rows:
         weights = checks.class_weights(told.class_weight, loss, y[trained], weights)
     spread: tuple[float, ...] = ()
     if len(held):
-        spread = data_of.spread_of(told, loss, rows_of(held_X, held_y, held_weights, held), X.shape[1])
+        spread = data_of.spread_of(told, loss, rows_of(held_X, held_y, held_weights, held), X.shape[1], y.shape[1])
     held_weights = None if held_weights is None or not len(held) else held_weights[held]
     whole = task.rows is None and not told.validation
     return Rows(None if whole else trained, weights, held, held_weights, spread)
@@ -432,7 +432,7 @@ class Workshop:
         network = task.network.copy()
         settings = dataclasses.replace(task.settings, seed=task.seed)
         trainer = Trainer._of(network, settings, None)
-        course = trainer._course(Data(X, y, w, validation, held), task.epochs)
+        course = trainer._course(Data(X, y, w, validation, held, network.sizes[-1]), task.epochs)
         diverged, stopped = trainer._train(course, lambda epoch: "halt" if self.halt.is_set() else None)
         if not self.halt.is_set():
             result = result_of(network, settings, course.plan, course.memory, stopped, 0.0, 0.0)

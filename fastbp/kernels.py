@@ -6,7 +6,8 @@ What a batch calls are the formulas of `formulas.py` and the matrix products of 
 Dimensions
     n  rows of the data set          I  inputs of a layer        V  lanes: elements of one vector
     B  rows of a batch               O  outputs of a layer       S  samples of a panel: V or 2 V
-    P  parameters                    F  I + O + 1 of the network, a row of data: x, y and its weight
+    P  parameters                    F  I + O + 1 of the network, a row of data: x, y and its weight; I + 2 O where
+                                        outputs have weights of their own
 
 A *panel* holds S samples, feature-major: `panel[feature * S + sample]`, so that one vector is one feature of V samples
 and a sum over features never crosses lanes. A *block* is a few panels, one after the other, that are walked together
@@ -193,7 +194,7 @@ def train_block(plan, memory, data, epoch, row, panel):
 
     The rows from `row` on, which begin at this panel of the data, unless they are shuffled.  Writes as `step`.
     """
-    S, F, a, totals = plan.width, plan.sizes[0] + plan.sizes[plan.layers] + 1, memory.activations, memory.totals
+    S, F, a, totals = plan.width, plan.features, memory.activations, memory.totals
     batch = row - row % plan.batch_size if row > 0 else row  # its first row; XOR need not divide
     batch_rows = min(plan.batch_size, plan.rows - batch)
     count = min(batch + batch_rows - row, plan.block * S)
@@ -209,7 +210,7 @@ def train_block(plan, memory, data, epoch, row, panel):
         gather(data, at(memory.order, row), count, F, S, panels, memory.all_zero, x)
     weight = np.float64(batch_rows)
     if plan.weighted:
-        weight = totals[BATCH_WEIGHT] = weight_of(x, F, S, panels, totals[BATCH_WEIGHT])
+        weight = totals[BATCH_WEIGHT] = weight_of(plan, x, F, S, panels, totals[BATCH_WEIGHT])
     scale = 1.0 / weight if plan.mean and weight > 0 else 1.0
     if plan.tiny:
         tiny_batch(plan, memory, x, scale)
@@ -230,7 +231,7 @@ def train_block(plan, memory, data, epoch, row, panel):
 def validate_block(plan, memory, validation, row, panel):
     """Loss, error and misfit of the next rows for validation;  adds to totals, returns their number."""
     S, I, O = plan.width, plan.sizes[0], plan.sizes[plan.layers]
-    F, top, a, totals = I + O + 1, plan.tops[plan.layers - 1] * plan.block * S, memory.activations, memory.totals
+    F, top, a, totals = plan.features, plan.tops[plan.layers - 1] * plan.block * S, memory.activations, memory.totals
     count = min(plan.validation_rows - row, plan.block * S)
     panels = (count + S - 1) // S
     x = at(validation, panel * F * S)
@@ -240,8 +241,8 @@ def validate_block(plan, memory, validation, row, panel):
     for p in range(panels):
         y = at(x, (p * F + I) * S)
         p_p = at(a, top + p * O * S)
-        totals[MISFIT] += lane_sum(misfit(plan.loss, p_p, y, at(y, O * S), plan.spread, O, S))
-    totals[WEIGHT] = weight_of(x, F, S, panels, totals[WEIGHT])
+        totals[MISFIT] += lane_sum(misfit(plan, p_p, y, at(y, O * S), plan.spread, O, S))
+    totals[WEIGHT] = weight_of(plan, x, F, S, panels, totals[WEIGHT])
     return count
 
 
@@ -296,7 +297,7 @@ def take_rows(plan, memory, saved, rows):
     the loss.
     """
     n, S, I, O, P = plan.rows, plan.width, plan.sizes[0], plan.sizes[plan.layers], plan.parameters
-    F = I + O + 1
+    F = plan.features
     if not (finite(n * F, rows) and finite(P, memory.params) and are_targets(plan.loss, at(rows, I), n, O, F)):
         return REFUSED
     copy(P, memory.params, saved.params)
@@ -594,12 +595,27 @@ def gather(data, order, count, F, S, panels, all_zero, out):
 
 
 @kernel
-def weight_of(x, F, S, panels, total):
+def weight_of(plan, x, F, S, panels, total):
     """The total and the weights of a block, the last feature of x (panels, F, S), panel by panel: no cut shows."""
     for p in range(panels):
         for v in range(0, S, lanes_of(x)):
-            total += lane_sum(load(1, 1, at(x, (p * F + F - 1) * S + v), 0))
+            weight = at(x, (p * F + F - 1) * S + v)
+            total += if_full(plan, lane_sum(load(1, 1, weight, 0)), mean_weight, plan, weight, S)
     return total
+
+
+@kernel
+def mean_weight(plan, last, S):
+    """Sum over V samples of their weights, or of the means of those of their outputs, whose last is handed in.
+
+    So weights that are all 1 count as none would.
+    """
+    if not plan.output_weights:
+        return lane_sum(load(1, 1, last, 0))
+    O, sums = plan.sizes[plan.layers], load(1, 1, last, 0)
+    for o in range(1, O):
+        sums = sums + load(1, 1, at(last, -o * S), 0)
+    return lane_sum(sums / O)
 
 
 @kernel

@@ -228,7 +228,7 @@ def validate_block(plan, group, held_data, row):
     p, y = at(group.activations, plan.tops[plan.layers - 1] * plan.block * V), at(x, I * S)
     weight = at(y, O * S)
     if plan.loss in (CROSS_ENTROPY, BINARY_CROSS_ENTROPY):
-        total = misfit(plan.loss, p, y, weight, plan.spread, O, S)
+        total = misfit(plan, p, y, weight, plan.spread, O, S)
     else:
         total = squares(p, y, weight, group.spread, O, S)
     add_to_totals(at(totals, MISFIT * V), total)

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastbp import checks
 from fastbp import data as data_of
 from fastbp import settings as settings_of
-from fastbp.choices import LOSSES
+from fastbp.choices import LOSSES, outputs_of
 from fastbp.groups import Outcome, Task, Workshop
 from fastbp.network import Network
 from fastbp.progress import Progress
@@ -37,7 +37,7 @@ _OF_SETTINGS = tuple(
     if name in _TOLD and name not in ("seed", "epochs")
 )  # fmt: skip
 _SHARED = tuple(name for name in _TOLD if name not in ("seed", *_OWN))
-_OF_NETWORK = ("activation", "output", "loss", "huber_delta", "bias", "init")
+_OF_NETWORK = ("activation", "output", "loss", "huber_delta", "quantiles", "crossing_penalty", "bias", "init")
 PARTS = 4  # tasks for each core of this machine that an executor is handed, if not told otherwise
 
 
@@ -295,15 +295,17 @@ def _first_of(X: Any, y: Any, own: dict[str, Any], arrays: dict[Any, tuple[Array
     precision = checks.dtype(own["dtype"], X)
     values = {name: own[name] for name in _OF_SETTINGS}
     settings = settings_of.checked(len(units), precision, seed=0, epochs=epochs, **values)
-    if (loss, precision) not in arrays:
+    levels = len(checks.quantiles(own["quantiles"], loss))
+    if (loss, levels, precision) not in arrays:
         checked_X = checks.features(X, precision, None)
-        arrays[loss, precision] = checked_X, checks.targets(y, loss, len(checked_X), None, precision)
-    rows_X, rows_y = arrays[loss, precision]
-    inputs, outputs = rows_X.shape[1], rows_y.shape[1]
+        checked_y = checks.targets(y, loss, len(checked_X), levels or None, precision)
+        arrays[loss, levels, precision] = checked_X, checked_y
+    rows_X, rows_y = arrays[loss, levels, precision]
+    inputs, outputs = rows_X.shape[1], outputs_of(loss, rows_y.shape[1], levels)
     given, validation, other = own["sample_weight"], own["validation"], None
     weights = None if given is None else checks.row_weights(given, len(rows_X), precision)
     if isinstance(validation, tuple):
-        data = data_of.checked(settings, precision, loss, rows_X, rows_y, None, validation, inputs, outputs)
+        data = data_of.checked(settings, precision, loss, rows_X, rows_y, None, validation, inputs, outputs, levels)
         other = data.validation
     network = Network((inputs, *units, outputs), seed=0, dtype=precision, **{name: own[name] for name in _OF_NETWORK})
     return Task(0, network, settings, 0, epochs, rows_X, rows_y, weights, None, None, other)

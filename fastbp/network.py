@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastbp import checkpoint, checks
-from fastbp.choices import BACKENDS, INITIALISERS, LOSSES
+from fastbp.choices import BACKENDS, INITIALISERS, LOSSES, QUANTILES
 from fastbp.threads import Team, best, best_to_predict, is_alone, shared
 from fastbp.threads import bind as bind_team
 from fastbp.threads import predict as predict_together
@@ -167,6 +167,8 @@ class _Description(NamedTuple):
     loss: str
     huber_delta: float
     bias: bool
+    quantiles: tuple[float, ...] = ()
+    crossing_penalty: float = 0.0
 
 
 class Network:
@@ -180,10 +182,16 @@ class Network:
         Activation of the hidden layers, one name or one for each.
     output : str, optional
         Activation of the last layer; by default the natural partner of the loss.
-    loss : {"squared_error", "binary_cross_entropy", "cross_entropy", "absolute_error", "huber", "poisson"}
-        What training minimises.
+    loss : str, default "squared_error"
+        "squared_error", "binary_cross_entropy", "cross_entropy", "absolute_error", "huber", "poisson", "quantile" or
+        "gaussian_nll": what training minimises. The last has two outputs for each target: first the means of all, then
+        the logarithms of their variances.
     huber_delta : float, default 1.0
         Size of a residual above which the loss "huber" is no longer quadratic; above 0.
+    quantiles : sequence of float, default (0.1, 0.5, 0.9)
+        What the outputs predict with the loss "quantile", one level each: above 0, below 1, none below the one before.
+    crossing_penalty : float, default 0.0
+        Times how far outputs of "quantile" are above the next one, it is added to the loss; at least 0.
     bias : bool, default True
         Whether layers have biases.
     init : {"glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "uniform", "zeros"}
@@ -196,9 +204,12 @@ class Network:
     Attributes
     ----------
     sizes, activations : tuple
-        Units of each layer; names of the activations, the output's last. Read-only, as the next three.
+        Units of each layer; names of the activations, the output's last. Read-only, as the next five.
     loss : str
     huber_delta : float
+    quantiles : tuple of float
+        Empty unless the loss is "quantile".
+    crossing_penalty : float
     bias : bool
     params : ndarray of shape (P,)
         All parameters: for each layer W (inputs, outputs) in C order, then b (outputs,). Training writes here, and so
@@ -235,6 +246,8 @@ class Network:
         output: str | None = None,
         loss: str = "squared_error",
         huber_delta: float = 1.0,
+        quantiles: Any = QUANTILES,
+        crossing_penalty: float = 0.0,
         bias: bool = True,
         init: str = "glorot_uniform",
         seed: int | None = None,
@@ -246,7 +259,12 @@ class Network:
         loss = checks.choice("loss", loss, LOSSES)
         huber_delta = checks.number("huber_delta", huber_delta, above=0)
         activations = (*checks.activations(activation, len(units) - 2), checks.output(output, loss))
-        self._description = _Description(units, activations, loss, huber_delta, checks.flag("bias", bias))
+        levels = checks.quantiles(quantiles, loss)
+        crossing_penalty = checks.number("crossing_penalty", crossing_penalty, at_least=0) if levels else 0.0
+        checks.outputs(units, loss, levels)
+        self._description = _Description(
+            units, activations, loss, huber_delta, checks.flag("bias", bias), levels, crossing_penalty
+        )
         kind, init, seed = checks.dtype(dtype), checks.choice("init", init, INITIALISERS), checks.seed(seed)
         P = starts_of(units, self._description.bias)[-1]
         checks.memory(kind.itemsize * P, f"the vector of {P} parameters")
@@ -297,6 +315,16 @@ class Network:
     def huber_delta(self) -> float:
         """Size of a residual above which the loss "huber" is no longer quadratic."""
         return self._description.huber_delta
+
+    @property
+    def quantiles(self) -> tuple[float, ...]:
+        """What the outputs predict with the loss "quantile", one level each; empty with others."""
+        return self._description.quantiles
+
+    @property
+    def crossing_penalty(self) -> float:
+        """What is added to the loss "quantile" times how far outputs are above the next one."""
+        return self._description.crossing_penalty
 
     @property
     def bias(self) -> bool:
@@ -432,7 +460,7 @@ class Network:
 
     def _to_file(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return the metadata, as JSON knows it, and the arrays of a file."""
-        sizes, activations, loss, huber_delta, bias = self._description
+        sizes, activations, loss, huber_delta, bias, quantiles, crossing_penalty = self._description
         metadata = {
             "kind": "network",
             "sizes": list(sizes),
@@ -442,6 +470,8 @@ class Network:
             "bias": bias,
             "dtype": str(self._params.dtype),
         }
+        if quantiles:  # so that earlier versions read the files of all other losses
+            metadata |= {"quantiles": list(quantiles), "crossing_penalty": crossing_penalty}
         return metadata, {"params": self._params}
 
     @classmethod
@@ -459,6 +489,8 @@ class Network:
             output=output,
             loss=metadata["loss"],
             huber_delta=metadata["huber_delta"],
+            quantiles=metadata.get("quantiles", QUANTILES),
+            crossing_penalty=metadata.get("crossing_penalty", 0.0),
             bias=bias,
             init="zeros",
             seed=0,
@@ -572,8 +604,8 @@ class Network:
             Converted to the network's precision.
         y : array_like of shape (n,) or (n, outputs)
             Targets, as `fastbp.train` takes them.
-        sample_weight : array_like of shape (n,), optional
-            Weights of the rows, at least 0; the mean is then the weighted one.
+        sample_weight : array_like of shape (n,) or (n, targets), optional
+            Weights of the rows, or of their targets, as `fastbp.train` takes them; the mean is then the weighted one.
         l2 : float, default 0.0
             Penalty: l2 / 2 times the sum of the squared weights, not biases, is added to the summed loss, as
             `fastbp.train` does with a batch; at least 0.
@@ -610,20 +642,20 @@ class Network:
         l2 = checks.number("l2", l2, at_least=0)
         checks.normal(dtype, l2=l2)
         X = checks.features(X, dtype, sizes[0])
-        y = checks.targets(y, self._description.loss, len(X), sizes[-1], dtype)
-        weights = None if sample_weight is None else checks.row_weights(sample_weight, len(X), dtype)
+        y, weights = checks.weighted_targets(y, sample_weight, self._description.loss, len(X), sizes[-1], dtype)
         params, wanted = self._checked(), checks.threads(threads)
-        plan = make_plan(self, len(X), len(X), weighted=weights is not None, l2=l2)
+        apart = weights is not None and weights.ndim == 2
+        plan = make_plan(self, len(X), len(X), weighted=weights is not None, output_weights=apart, l2=l2)
         share, count = None, 1
         if wanted != 1 and not is_alone(plan, dtype):
             count = wanted or best(plan, dtype)
         if count > 1:
             plan, share = shared(plan, dtype, count)
-        laid_out = 2 * len(X) * (sizes[0] + sizes[-1] + 1)  # rows and panels
+        laid_out = 2 * len(X) * plan.features  # rows and panels
         numbers = laid_out + sum(memory_sizes(plan, dtype, 1).values())
         checks.memory(dtype.itemsize * numbers, f"the gradient of {len(X)} rows, with what computes it,")
         memory = make_memory(plan, params, 1)
-        compute, rows = engine("numba"), rows_of(X, y, weights)
+        compute, rows = engine("numba"), rows_of(X, y, weights, None, sizes[-1], apart)
         data = panels_of(rows, plan) if compute.PANELS else rows.ravel()
         with Team(count) as team:  # of one, it has no threads
             if share is None or not compute.PANELS:
@@ -635,5 +667,5 @@ class Network:
             for _ in range(0, left, blocks):
                 run(min(blocks, left))
                 left -= blocks
-        weight = len(X) if weights is None else float(weights.sum(dtype=np.float64))
+        weight = len(X) if weights is None else float(weights.sum(dtype=np.float64)) / (weights.size // len(X))
         return float(memory.loss[0]), memory.gradient[: params.size] / weight

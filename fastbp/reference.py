@@ -34,6 +34,7 @@ from fastbp.choices import (
     EXPONENTIAL,
     EXPONENTIAL_DECAY,
     EXPONENTIAL_DECAY_DECAY,
+    GAUSSIAN_NLL,
     GELU,
     HUBER,
     INVERSE_SCALING,
@@ -63,6 +64,7 @@ from fastbp.choices import (
     OF_LOGITS,
     PLAIN_SGD,
     POISSON,
+    QUANTILE,
     REDUCE_ON_PLATEAU,
     REDUCE_ON_PLATEAU_FACTOR,
     REDUCE_ON_PLATEAU_MIN_DELTA,
@@ -237,13 +239,50 @@ def loss_slope(loss: int, residual: Array, d: float) -> Array:
     return residual
 
 
-def elementwise(loss: int, d: float, kind: int, z: Array, y: Array) -> tuple[Array, Array, Array]:
+def elementwise(plan: Any, z: Array, y: Array, weight: Any) -> tuple[Array, Array, Array, Array]:
     """loss = sum_o loss_of(p_o, y_o), delta_o = loss_slope(p_o, y_o) f'(z_o), p = f(z)."""
+    loss, d, kind = plan.loss, plan.huber_delta, plan.kinds[-1]
     p = activation(kind, z)
     residual = delta = p - y  # the delta of the natural partners, whose slopes cancel
     if loss not in (BINARY_CROSS_ENTROPY, POISSON):
         delta = times_slope(kind, loss_slope(loss, residual, d), z if of_logits(kind) else p)
-    return p, delta, loss_of(loss, z, y, residual, d).sum(axis=1)
+    total = (loss_of(loss, z, y, residual, d) * weight).sum(axis=1)
+    return p, delta * weight, total, np.abs(residual * weight).sum(axis=1)
+
+
+def quantile(plan: Any, z: Array, y: Array, weight: Any) -> tuple[Array, Array, Array, Array]:
+    """loss = sum_o max(-q_o r_o, (1 - q_o) r_o) + c sum_o max(p_o - p_{o+1}, 0), r = p - y, p = f(z).
+
+    Of two neighbours the smaller weight is that of their crossing.
+    """
+    kind, c = plan.kinds[-1], z.dtype.type(plan.crossing_penalty)
+    p = activation(kind, z)
+    residual, weight = p - y, np.broadcast_to(weight, z.shape)
+    slopes = pinball_slope(residual, plan.quantiles)
+    above = p[:, :-1] - p[:, 1:]
+    push = np.where(above > 0, c * np.minimum(weight[:, :-1], weight[:, 1:]), z.dtype.type(0))
+    loss = (slopes * residual * weight).sum(axis=1) + (push * above).sum(axis=1)
+    slopes = slopes * weight
+    slopes[:, :-1] += push
+    slopes[:, 1:] -= push
+    delta = times_slope(kind, slopes, z if of_logits(kind) else p)
+    return p, delta, loss, np.abs(residual * weight).sum(axis=1)
+
+
+def pinball_slope(residual: Array, levels: Array) -> Array:
+    """Derivative of max(-q r, (1 - q) r) by r, q the level of each column: -q, 0 or 1 - q."""
+    q = levels.astype(residual.dtype)
+    return np.where(residual < 0, -q, np.where(residual > 0, 1 - q, residual))
+
+
+def gaussian_nll(z: Array, y: Array, weight: Any) -> tuple[Array, Array, Array, Array]:
+    """loss = sum_t 1/2 (s_t + r_t^2 exp(-s_t)), r = m - y, z the means m of the targets and then s, log variances."""
+    (m, s), weight = np.split(z, 2, axis=1), np.broadcast_to(weight, z.shape)[:, : z.shape[1] // 2]
+    residual, inverse = m - y[:, : m.shape[1]], np.exp(-0.5 * s)
+    standard = residual * inverse
+    delta = np.hstack([standard * inverse * weight, (0.5 - 0.5 * standard**2) * weight])
+    loss = (0.5 * (s + standard**2) * weight).sum(axis=1)
+    return z, delta, loss, 2 * np.abs(residual * weight).sum(axis=1)
 
 
 def softmax(z: Array) -> Array:
@@ -252,28 +291,47 @@ def softmax(z: Array) -> Array:
     return e / e.sum(axis=1, keepdims=True)
 
 
-def cross_entropy(z: Array, y: Array) -> tuple[Array, Array, Array]:
+def cross_entropy(z: Array, y: Array, weight: Any = 1) -> tuple[Array, Array, Array, Array]:
     """loss = sum_o y_o (log sum_k exp(z_k) - z_o), delta_o = p_o - y_o, p = softmax(z)."""
     below = z.max(axis=1, keepdims=True) - z
-    loss = (y * below).sum(axis=1) + np.log(np.exp(-below).sum(axis=1))
+    loss = (y * below).sum(axis=1, keepdims=True) + np.log(np.exp(-below).sum(axis=1, keepdims=True))
     p = softmax(z)
-    return p, p - y, loss
+    delta = (p - y) * weight
+    return p, delta, (loss * weight)[:, 0], np.abs(delta).sum(axis=1)
 
 
-def output(loss: int, d: float, kind: int, z: Array, y: Array) -> tuple[Array, Array, Array]:
-    """Prediction (B, O), delta (B, O) and loss (B,) from the logits z (B, O)."""
+def output(plan: Any, z: Array, y: Array, weight: Any = 1) -> tuple[Array, Array, Array, Array]:
+    """Prediction and delta (B, O), loss and |p - y| (B,) from the logits z (B, O), all but the first weighted.
+
+    weight (B, 1), or (B, O) if outputs have their own.
+    """
+    if plan.loss == CROSS_ENTROPY:
+        return cross_entropy(z, y, weight)
+    if plan.loss == QUANTILE:
+        return quantile(plan, z, y, weight)
+    if plan.loss == GAUSSIAN_NLL:
+        return gaussian_nll(z, y, weight)
+    return elementwise(plan, z, y, weight)
+
+
+def misfit(plan: Any, p: Array, y: Array, weight: Array) -> Array:
+    """What of each sample is not predicted: a wrong class, any wrong binary output, or squares of the residuals.
+
+    Of "quantile" it is the pinball loss in place of the squares, of "gaussian_nll" they are those of the means.
+    weight (B, 1), or (B, O) if outputs have their own: then outputs without weight cannot be wrong.
+    """
+    loss, spread = plan.loss, plan.spread
     if loss == CROSS_ENTROPY:
-        return cross_entropy(z, y)
-    return elementwise(loss, d, kind, z, y)
-
-
-def misfit(loss: int, p: Array, y: Array, spread: Array) -> Array:
-    """What of each sample is not predicted: a wrong class, any wrong binary output, or squares of the residuals."""
-    if loss == CROSS_ENTROPY:
-        return np.take_along_axis(y, p.argmax(axis=1)[:, None], axis=1)[:, 0] < y.max(axis=1)
+        wrong = np.take_along_axis(y, p.argmax(axis=1)[:, None], axis=1)[:, 0] < y.max(axis=1)
+        return wrong * weight[:, 0]
     if loss == BINARY_CROSS_ENTROPY:
-        return ((p > 0.5) != (y > 0.5)).any(axis=1)
-    return ((spread * (p - y)) ** 2).sum(axis=1)
+        return (((p > 0.5) != (y > 0.5)) & (weight > 0)).any(axis=1) * weight.mean(axis=1)
+    means = slice(p.shape[1] // 2 if loss == GAUSSIAN_NLL else None)
+    residual, weight = p[:, means] - y[:, means], np.broadcast_to(weight, p.shape)[:, means]
+    spread = spread[means]
+    if loss == QUANTILE:
+        return (spread * pinball_slope(residual, plan.quantiles) * residual * weight).sum(axis=1)
+    return ((spread * residual) ** 2 * weight).sum(axis=1)
 
 
 # --- gradients ------------------------------------------------------------------------------------------------------
@@ -541,12 +599,12 @@ def train_block(plan: Any, memory: Any, data: Array, epoch: int, row: int, rate:
     block = data[memory.order[row:last]] if plan.shuffled else data[row:last]
     x, y, weight = block[:, :I], block[:, I : I + O], block[:, I + O :]
     activations, kept = forward(plan, memory.params, plan.dropout, x, epoch, row)
-    p, delta, loss = output(plan.loss, plan.huber_delta, plan.kinds[-1], activations[-1], y)
-    backward(plan, memory.params, activations, kept, delta * weight, memory.gradient, epoch, row)
-    totals[LOSS] += (loss * weight[:, 0]).sum(dtype=np.float64)
-    totals[ERROR] += np.abs((p - y) * weight).sum(dtype=np.float64)
+    _, delta, loss, error = output(plan, activations[-1], y, weight)
+    backward(plan, memory.params, activations, kept, delta, memory.gradient, epoch, row)
+    totals[LOSS] += loss.sum(dtype=np.float64)
+    totals[ERROR] += error.sum(dtype=np.float64)
     if plan.weighted:
-        totals[BATCH_WEIGHT] += weight.sum(dtype=np.float64)
+        totals[BATCH_WEIGHT] += weight.sum(dtype=np.float64) / weight.shape[1]
     if last == end:
         total = totals[BATCH_WEIGHT] if plan.weighted else end - begin
         if total > 0:  # a batch without weight is as if it were not there
@@ -562,11 +620,11 @@ def validate_block(plan: Any, memory: Any, validation: Array, row: int) -> int:
     block = validation[row : row + plan.block * plan.width]
     x, y, weight = block[:, :I], block[:, I : I + O], block[:, I + O :]
     activations, _ = forward(plan, memory.params, np.zeros(plan.layers), x, 0, 0)
-    p, _, loss = output(plan.loss, plan.huber_delta, plan.kinds[-1], activations[-1], y)
-    memory.totals[LOSS] += (loss * weight[:, 0]).sum(dtype=np.float64)
-    memory.totals[ERROR] += np.abs((p - y) * weight).sum(dtype=np.float64)
-    memory.totals[MISFIT] += (misfit(plan.loss, p, y, plan.spread) * weight[:, 0]).sum(dtype=np.float64)
-    memory.totals[WEIGHT] += weight.sum(dtype=np.float64)
+    p, _, loss, error = output(plan, activations[-1], y, weight)
+    memory.totals[LOSS] += loss.sum(dtype=np.float64)
+    memory.totals[ERROR] += error.sum(dtype=np.float64)
+    memory.totals[MISFIT] += misfit(plan, p, y, weight).sum(dtype=np.float64)
+    memory.totals[WEIGHT] += weight.sum(dtype=np.float64) / weight.shape[1]
     return len(block)
 
 
@@ -694,11 +752,10 @@ def passed(plan: Any, params: Array, rows: Array) -> Any:
     I, O = plan.sizes[0], plan.sizes[-1]
     x, y, weight = rows[:, :I], rows[:, I : I + O], rows[:, I + O :]
     activations, kept = forward(plan, params, plan.dropout, x, 0, 0)
-    p, delta, losses = output(plan.loss, plan.huber_delta, plan.kinds[-1], activations[-1], y)
-    loss = float((losses * weight[:, 0]).sum(dtype=np.float64))
-    error = float(np.abs((p - y) * weight).sum(dtype=np.float64))
-    sums = loss, error, float(weight.sum(dtype=np.float64))
-    return activations[-1], p, delta * weight, (x, activations, kept), sums
+    p, delta, loss, error = output(plan, activations[-1], y, weight)
+    totals = loss, error, weight / weight.shape[1]
+    sums = tuple(float(total.sum(dtype=np.float64)) for total in totals)
+    return activations[-1], p, delta, (x, activations, kept), sums
 
 
 def take(search: Any, params: Array, value: float, slope: Array, sums: tuple[float, float, float]) -> None:

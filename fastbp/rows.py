@@ -40,8 +40,7 @@ def few_rows(plan, memory, data, epoch, row, panel, rows):
 
     The rows from `row` on, which lie at this panel of the data if other batches are panels, or are drawn by the order.
     """
-    I, O, S, totals = plan.sizes[0], plan.sizes[plan.layers], plan.width, memory.totals
-    F = I + O + 1
+    I, O, F, S, totals = plan.sizes[0], plan.sizes[plan.layers], plan.features, plan.width, memory.totals
     x = at(data, row * F if plan.batch_size <= plan.few else panel * F * S)
     if plan.shuffled:
         x = memory.data
@@ -51,7 +50,7 @@ def few_rows(plan, memory, data, epoch, row, panel, rows):
     if plan.weighted:
         weight = np.float64(0)
         for s in range(rows):
-            weight += x[s * F + F - 1]
+            weight += if_full(plan, x[s * F + F - 1], mean_of_row, at(x, s * F + I + O), F - I - O)
     totals[WEIGHT] += weight
     scale = 1.0 / weight if plan.mean and weight > 0 else 1.0
     forward_rows(plan, memory, x, F, rows, epoch, row)
@@ -62,6 +61,15 @@ def few_rows(plan, memory, data, epoch, row, panel, rows):
         backward_rows(plan, memory, x, F, rows, epoch, row, update, scale)
         if not update:
             step(plan, memory, scale)
+
+
+@kernel
+def mean_of_row(weights, n):
+    """Mean of n weights, which is 1 if all are."""
+    total = weights[0]
+    for o in range(1, n):
+        total += weights[o]
+    return total / n
 
 
 @kernel
@@ -97,24 +105,26 @@ def forward_rows(plan, memory, x, F, rows, epoch, first):
 def output_rows(plan, memory, y, F, rows):
     """Deltas and loss by `output`, for which the few outputs are laid out as a panel.
 
-    y, with its weight, is a row every F numbers;  writes scratch and deltas of the last layer, adds to totals.
+    y, with its weights, is a row every F numbers;  writes scratch and deltas of the last layer, adds to totals.
     """
     V, O, S = lanes_of(y), plan.sizes[plan.layers], whole(rows, lanes_of(y))
     top, D = plan.tops[plan.layers - 1] * plan.block * plan.width, whole(O, V)
     z, delta, panel = at(memory.activations, top), at(memory.deltas, top), memory.scratch
-    y_panel, delta_panel = at(panel, O * S), at(panel, (2 * O + 1) * S)
+    columns = F - plan.sizes[0]  # targets and weights
+    y_panel, delta_panel = at(panel, O * S), at(panel, (O + columns) * S)
     if rows == 1:  # a vector read right after one of its lanes was written would wait for the store
         for o in range(O):
             store(at(panel, o * S), 0, fill(1, 1, at(z, o)))
             store(at(y_panel, o * S), 0, fill(1, 1, at(y, o)))
-        store(at(y_panel, O * S), 0, load_first(1, 1, at(y, O), 0, 1))
+        for o in range(O, columns):
+            store(at(y_panel, o * S), 0, load_first(1, 1, at(y, o), 0, 1))
     else:
-        for q in range(0, (2 * O + 1) * S, V):
+        for q in range(0, (O + columns) * S, V):
             store(at(panel, q), 0, zeros(1, 1, z))
         for s in range(rows):
             for o in range(O):
                 panel[o * S + s] = z[s * D + o]
-            for o in range(O + 1):
+            for o in range(columns):
                 y_panel[o * S + s] = y[s * F + o]
     output(plan, panel, y_panel, at(y_panel, O * S), O, S, delta_panel, memory.totals)
     for s in range(rows):

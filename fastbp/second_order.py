@@ -30,7 +30,17 @@ from fastbp.choices import (
     MARQUARDT,
     SQUARED_ERROR,
 )
-from fastbp.formulas import add_scaled, finite, norm, of_logits, penalty, slope, sum_of_squares, times_slope
+from fastbp.formulas import (
+    add_scaled,
+    finite,
+    norm,
+    of_logits,
+    penalty,
+    slope,
+    sum_of_squares,
+    times_slope,
+    weight_stride,
+)
 from fastbp.jit import entry, inlined, kernel
 from fastbp.kernels import (
     DIVERGED,
@@ -56,6 +66,7 @@ from fastbp.simd import (
     at,
     bundle,
     flush_subnormals,
+    if_full,
     lane_sum,
     lanes_of,
     load,
@@ -216,7 +227,7 @@ def lbfgs(plan, memory, search, data, validation, last, pieces):
 @kernel
 def evaluate_block(plan, memory, search, data):
     """Loss and gradient of the next rows;  adds to totals and gradient, returns their number."""
-    S, F, totals, begin = plan.width, plan.sizes[0] + plan.sizes[plan.layers] + 1, memory.totals, np.int64(0)
+    S, F, totals, begin = plan.width, plan.features, memory.totals, np.int64(0)
     row = search.state[AT_ROW]
     count = min(plan.rows - row, plan.block * S)
     panels = panel_count(count, S, memory.activations)
@@ -224,7 +235,7 @@ def evaluate_block(plan, memory, search, data):
     forward(plan, memory.params, all_zero, all_zero, x, F, begin, panels, begin, row, memory.kept, a)
     output_layer(plan, memory, x, F, begin, panels, totals, begin)
     backward(plan, memory, x, F, count, begin, row)
-    totals[WEIGHT] = weight_of(x, F, S, panels, totals[WEIGHT])
+    totals[WEIGHT] = weight_of(plan, x, F, S, panels, totals[WEIGHT])
     return count
 
 
@@ -501,7 +512,7 @@ def in_vectors(P):
 @inlined
 def block_of(plan, memory, squares, data, rows):
     """The next rows of a batch as panels, and their number."""
-    state, F, S = squares.state, plan.sizes[0] + plan.sizes[plan.layers] + 1, plan.width
+    state, F, S = squares.state, plan.features, plan.width
     count = min(rows - state[AT_ROW], plan.block * S)
     if plan.shuffled:
         return at(squares.batch, state[AT_PANEL] * F * S), count
@@ -512,7 +523,7 @@ def block_of(plan, memory, squares, data, rows):
 def assemble_block(plan, memory, squares, data, rows):
     """Loss, gradient and J'J of the next rows;  adds to figures, gradient and normal, returns their number."""
     state, figures, S, I, O = squares.state, squares.figures, plan.width, plan.sizes[0], plan.sizes[plan.layers]
-    F, D, begin, row = I + O + 1, in_vectors(plan.parameters), np.int64(0), state[AT_ROW]
+    F, D, begin, row = plan.features, in_vectors(plan.parameters), np.int64(0), state[AT_ROW]
     x, count = block_of(plan, memory, squares, data, rows)
     panels = panel_count(count, S, memory.activations)
     a, all_zero, top = memory.activations, memory.all_zero, plan.tops[plan.layers - 1] * plan.block * S
@@ -532,7 +543,7 @@ def assemble_block(plan, memory, squares, data, rows):
         add_squares(
             squares.jacobian, D, panels, S, memory.counting, squares.solution, squares.transposed, squares.normal
         )
-    figures[WEIGHT] = weight_of(x, F, S, panels, figures[WEIGHT])
+    figures[WEIGHT] = weight_of(plan, x, F, S, panels, figures[WEIGHT])
     return count
 
 
@@ -541,12 +552,13 @@ def curvature(plan, p, y, weight, O, S, roots):
     """The root of the curvature of the loss by each logit, of "cross_entropy" that of p; and of the weight.
 
     Squared error: f'(z)^2; Huber: the same, beyond d times d / |r|; binary cross-entropy: p (1 - p); Poisson: p.
-    p, y (O, S), weight (S,);  writes roots (O, S), which holds the logits.
+    p, y (O, S), weight (S,), or (O, S) if outputs have their own;  writes roots (O, S), which holds the logits.
     """
     V, loss, kind, d = lanes_of(p), plan.loss, plan.kinds[plan.layers - 1], plan.huber_delta
+    stride = if_full(plan, np.int64(0), weight_stride, plan.output_weights, S)
     for v in range(0, S, V):
-        share = load(1, 1, at(weight, v), 0)
-        for q in range(v, O * S, S):
+        for o in range(O):
+            q, share = o * S + v, load(1, 1, at(weight, o * stride + v), 0)
             p_q = load(1, 1, at(p, q), 0)
             curved = p_q
             if loss == BINARY_CROSS_ENTROPY:
@@ -756,7 +768,7 @@ def solve(factor, D, slope, out):
 @kernel
 def try_block(plan, memory, squares, data, rows):
     """Loss of the next rows at the trial;  adds to figures, returns their number."""
-    F, begin, row = plan.sizes[0] + plan.sizes[plan.layers] + 1, np.int64(0), squares.state[AT_ROW]
+    F, begin, row = plan.features, np.int64(0), squares.state[AT_ROW]
     x, count = block_of(plan, memory, squares, data, rows)
     panels = panel_count(count, plan.width, memory.activations)
     a, all_zero = memory.activations, memory.all_zero

@@ -212,7 +212,7 @@ def work(plan, memory, share, data, validation, chunk, helper):
     """Do one chunk of the stage."""
     control = share.control
     stage, layer, epoch, row = control[STAGE], control[STAGE_LAYER], control[STAGE_EPOCH], control[STAGE_ROW]
-    S, F, samples = plan.width, plan.sizes[0] + plan.sizes[plan.layers] + 1, control[STAGE_SAMPLES]
+    S, F, samples = plan.width, plan.features, control[STAGE_SAMPLES]
     panels, place = (samples + S - 1) // S, control[STAGE_PANEL] * F * S
     if stage == CHECKED:
         check_panels(plan, memory, share, at(validation, place), F, panels, row, chunk)
@@ -237,7 +237,7 @@ def work(plan, memory, share, data, validation, chunk, helper):
 @inlined
 def share_training(plan, memory, share, data, validation, epoch, row, panel):
     """`train_block` by a team."""
-    S, F, totals, control = plan.width, plan.sizes[0] + plan.sizes[plan.layers] + 1, memory.totals, share.control
+    S, F, totals, control = plan.width, plan.features, memory.totals, share.control
     batch = row // plan.batch_size * plan.batch_size
     batch_rows = min(plan.batch_size, plan.rows - batch)
     count = min(batch + batch_rows - row, plan.block * S)
@@ -270,7 +270,7 @@ def share_training(plan, memory, share, data, validation, epoch, row, panel):
         totals[ERROR] += share.figures[p * FIGURES_PLACES + ERROR]
     weight = np.float64(batch_rows)
     if plan.weighted:
-        weight = totals[BATCH_WEIGHT] = weight_of(x, F, S, panels, totals[BATCH_WEIGHT])
+        weight = totals[BATCH_WEIGHT] = weight_of(plan, x, F, S, panels, totals[BATCH_WEIGHT])
     scale = 1.0 / weight if plan.mean and weight > 0 else 1.0
     last = row + count == batch + batch_rows
     # What looks at each parameter by itself follows its gradient at once, while that is in the cache.
@@ -297,8 +297,7 @@ def share_training(plan, memory, share, data, validation, epoch, row, panel):
 @kernel
 def share_validation(plan, memory, share, data, validation, row, panel):
     """`validate_block` by a team."""
-    S, totals, control = plan.width, memory.totals, share.control
-    F = plan.sizes[0] + plan.sizes[plan.layers] + 1
+    S, F, totals, control = plan.width, plan.features, memory.totals, share.control
     count = min(plan.validation_rows - row, plan.block * S)
     panels = (count + S - 1) // S
     control[STAGE_EPOCH], control[STAGE_ROW], control[STAGE_PANEL], control[STAGE_SAMPLES] = 0, row, panel, count
@@ -308,7 +307,7 @@ def share_validation(plan, memory, share, data, validation, row, panel):
         totals[LOSS] += figures[p * FIGURES_PLACES + LOSS]
         totals[ERROR] += figures[p * FIGURES_PLACES + ERROR]
         totals[MISFIT] += figures[p * FIGURES_PLACES + MISFIT]
-    totals[WEIGHT] = weight_of(at(validation, panel * F * S), F, S, panels, totals[WEIGHT])
+    totals[WEIGHT] = weight_of(plan, at(validation, panel * F * S), F, S, panels, totals[WEIGHT])
     return count
 
 
@@ -362,7 +361,7 @@ def check_panels(plan, memory, share, x, F, panels, row, chunk):
     for p in range(begin, end):
         y = at(x, (p * F + I) * S)
         p_p, figures = at(a, top + p * O * S), at(share.figures, p * FIGURES_PLACES)
-        figures[MISFIT] += lane_sum(misfit(plan.loss, p_p, y, at(y, O * S), plan.spread, O, S))
+        figures[MISFIT] += lane_sum(misfit(plan, p_p, y, at(y, O * S), plan.spread, O, S))
 
 
 # --- stages by units --------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from fastbp import checkpoint, checks
 from fastbp import data as data_of
 from fastbp import settings as settings_of
-from fastbp.choices import BACKENDS, LOSSES, Optimizer, Schedule
+from fastbp.choices import BACKENDS, LOSSES, QUANTILES, Optimizer, Schedule
 from fastbp.data import Data
 from fastbp.network import Network
 from fastbp.progress import Progress
@@ -49,6 +49,8 @@ def train(
     output: str | None = None,
     loss: str = "squared_error",
     huber_delta: float = 1.0,
+    quantiles: Any = QUANTILES,
+    crossing_penalty: float = 0.0,
     bias: bool = True,
     init: str = "glorot_uniform",
     optimizer: str | Optimizer = "adam",
@@ -84,7 +86,8 @@ def train(
         One sample a row; finite numbers. Never written to.
     y : array_like of shape (n,) or (n, outputs)
         Targets: numbers, for "poisson" none below 0, for "binary_cross_entropy" 0 and 1, for "cross_entropy" class
-        numbers 0, 1, ... of shape (n,) or a row of probabilities for each sample. Never written to.
+        numbers 0, 1, ... of shape (n,) or a row of probabilities for each sample. For "quantile" one column for all
+        levels, or one for each. Never written to. NaN is a missing target, where `sample_weight` says 0.
     hidden : int or sequence of int, default ()
         Units of the hidden layers; () is a linear model.
     network : Network, optional
@@ -95,11 +98,19 @@ def train(
     output : str, optional
         Activation of the last layer; by default the natural partner of the loss: "sigmoid" of "binary_cross_entropy",
         "softmax" of "cross_entropy", "exponential" of "poisson", else "identity".
-    loss : {"squared_error", "binary_cross_entropy", "cross_entropy", "absolute_error", "huber", "poisson"}
-        Of a row, summed over the outputs. Squared error is 1/2 (prediction - y)^2; "poisson" is half the deviance, and
-        the logit the logarithm of the rate. `choices.LOSSES` has all formulas.
+    loss : str, default "squared_error"
+        "squared_error", "binary_cross_entropy", "cross_entropy", "absolute_error", "huber", "poisson", "quantile" or
+        "gaussian_nll". Of a row, summed over the outputs. Squared error is 1/2 (prediction - y)^2; "poisson" is half
+        the deviance, and the logit the logarithm of the rate. "quantile" predicts a quantile of the targets by each
+        output. "gaussian_nll" has two outputs for each target: first come the means of all, then the logarithms of the
+        variances. `choices.LOSSES` has all formulas.
     huber_delta : float, default 1.0
         Size of a residual above which "huber" is no longer quadratic; above 0.
+    quantiles : sequence of float, default (0.1, 0.5, 0.9)
+        What the outputs predict with "quantile", one level each: above 0, below 1, none below the one before.
+    crossing_penalty : float, default 0.0
+        Times how far outputs of "quantile" are above the next one, it is added to the loss of a row; at least 0. From 1
+        on, it never pays that they cross.
     bias : bool, default True
         Whether layers have biases.
     init : {"glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "uniform", "zeros"}
@@ -130,8 +141,10 @@ def train(
         each.
     clip_norm : float, optional
         Gradients of a greater Euclidean norm are scaled down to this one; above 0.
-    sample_weight : array_like of shape (n,), optional
-        Weights of the rows, at least 0. The mean loss is the weighted one.
+    sample_weight : array_like of shape (n,) or (n, targets), optional
+        Weights of the rows, at least 0, or of each target in them, also of each level of "quantile"; a missing target
+        has weight 0. The mean loss is the weighted one, the weight of a row the mean of those of its targets. Classes
+        of "cross_entropy" have one weight a row.
     class_weight : {"balanced"} or dict of int to float, optional
         Weights of the classes, times `sample_weight`; "balanced" gives all classes the same sum of weights, and a
         class that a dict does not name has weight 1. For losses of classes, one of which each row has.
@@ -216,13 +229,13 @@ def train(
         checks.instance("network", network, Network)
         checks.alone(
             hidden=(hidden, ()), activation=(activation, "relu"), output=(output, None), bias=(bias, True),
-            loss=(loss, "squared_error"), huber_delta=(huber_delta, 1.0), init=(init, "glorot_uniform"),
-            dtype=(dtype, None),
+            loss=(loss, "squared_error"), huber_delta=(huber_delta, 1.0), quantiles=(quantiles, QUANTILES),
+            crossing_penalty=(crossing_penalty, 0.0), init=(init, "glorot_uniform"), dtype=(dtype, None),
         )  # fmt: skip
         checks.parameters(network.params, network.sizes, network.bias, writeable=True)
-        loss, dtype, units = network.loss, network.params.dtype, network.sizes[1:-1]
+        loss, dtype, units, levels = network.loss, network.params.dtype, network.sizes[1:-1], network.quantiles
     else:
-        units = checks.hidden(hidden)
+        units, levels = checks.hidden(hidden), checks.quantiles(quantiles, loss)
     epochs = checks.count("epochs", epochs, minimum=0)
     precision = checks.dtype(dtype, X)
     settings = settings_of.checked(
@@ -233,11 +246,12 @@ def train(
     )  # fmt: skip
     attendance, wanted = _attendance(callback, callback_every, progress, time_limit), checks.threads(threads)
     inputs, outputs = (None, None) if network is None else (network.sizes[0], network.sizes[-1])
-    data = data_of.checked(settings, precision, loss, X, y, sample_weight, validation, inputs, outputs)
+    data = data_of.checked(settings, precision, loss, X, y, sample_weight, validation, inputs, outputs, len(levels))
     if network is None:
         network = Network(
-            (data.X.shape[1], *units, data.y.shape[1]), activation=activation, output=output, loss=loss,
-            huber_delta=huber_delta, bias=bias, init=init, seed=settings.seed, dtype=precision,
+            (data.X.shape[1], *units, data.outputs), activation=activation, output=output, loss=loss,
+            huber_delta=huber_delta, quantiles=quantiles, crossing_penalty=crossing_penalty, bias=bias, init=init,
+            seed=settings.seed, dtype=precision,
         )  # fmt: skip
     return _run(Trainer._of(network, settings, None, wanted), data, epochs, attendance)
 
@@ -321,7 +335,7 @@ def resume(
     if share is not None or (settings.validation is not None and validation is not None):
         raise checks.ParameterError("must be data or left out: a share of the rows is remembered", "validation")
     sizes = network.sizes
-    data = data_of.checked(settings, precision, network.loss, X, y, sample_weight, validation, sizes[0], sizes[-1])
+    data = data_of.checked(settings, precision, network.loss, X, y, sample_weight, validation, sizes[0], sizes[-1], 0)
     if bool(data.held) != ("validation_loss" in state.arrays):
         raise checks.ParameterError("must be given if the training had data for it, and only then", "validation")
     kept = state.arrays["best"] if state.arrays["totals"][BEST] < np.inf and state.arrays["best"].size else state.params

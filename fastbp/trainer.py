@@ -41,6 +41,7 @@ from fastbp.workspace import (
     memory_sizes,
     panels_in,
     panels_of,
+    repeated,
 )
 
 Array = NDArray[Any]
@@ -170,7 +171,9 @@ class Trainer:
         return trainer
 
     def _begin(self, network: Network, settings: Settings, state: State | None, threads: int | None) -> None:
-        checks.normal(network.params.dtype, huber_delta=network.huber_delta)
+        levels = {f"quantiles[{i}]": level for i, level in enumerate(network.quantiles)}
+        penalty = network.crossing_penalty
+        checks.normal(network.params.dtype, huber_delta=network.huber_delta, crossing_penalty=penalty, **levels)
         self._network, self._settings, self._state = network, settings, state
         self._precision, self._steps, self._lock = network.params.dtype, 0, Lock()
         self._threads = threads
@@ -205,7 +208,7 @@ class Trainer:
         if count > 1:
             plan, share = shared(plan, self._precision, count)
         self._check_memory(plan, data, epochs)
-        rows, held_rows, spread = split(settings, network.loss, data)
+        rows, held_rows, spread = split(settings, network.loss, network.quantiles, data)
         began = time.perf_counter()
         compute = engine(settings.backend)
         compile_seconds = time.perf_counter() - began
@@ -284,7 +287,7 @@ class Trainer:
         shuffled = settings.shuffle and batch_size < n
         plan = make_plan(
             network, n, batch_size, settings.optimizer, mean=settings.mean,
-            weighted=data.weights is not None or settings.class_weight is not None,
+            weighted=data.weights is not None or settings.class_weight is not None, output_weights=data.output_weights,
             shuffled=shuffled, seed=settings.seed if shuffled or settings.dropout else 0, l2=settings.l2,
             clip_norm=settings.clip_norm, dropout=settings.dropout, schedule=settings.schedule, validation_rows=held,
             watched=watched_by(settings, held), patience=-1 if settings.patience is None else settings.patience,
@@ -362,7 +365,7 @@ class Trainer:
             memory.totals[[POWER1, POWER2]] = state.arrays["totals"][[POWER1, POWER2]]
         self._memory = memory
         self._saved = memory._replace(**{name: getattr(memory, name).copy() for name in STEPPED})
-        self._batches: dict[tuple[tuple[int, ...], tuple[int, ...], bool], Batch] = {}
+        self._batches: dict[tuple[tuple[int, ...], tuple[int, ...], int], Batch] = {}
 
     def step(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Make one update from these rows, as one batch.
@@ -374,8 +377,8 @@ class Trainer:
             fastest.
         y : array_like of shape (n,) or (n, outputs)
             Targets, as `fastbp.train` takes them. Never written to.
-        sample_weight : array_like of shape (n,), optional
-            Weights of the rows, at least 0. The mean loss is the weighted one.
+        sample_weight : array_like of shape (n,) or (n, targets), optional
+            Weights of the rows, at least 0, or of each target in them, as `fastbp.train` takes them.
 
         Returns
         -------
@@ -411,15 +414,16 @@ class Trainer:
             type(X) is type(y) is np.ndarray
             and sample_weight is None
             and X.dtype == y.dtype == precision
-            and (X.shape, y.shape, False) in batches
+            and (X.shape, y.shape, 0) in batches
         ):
             X, y, weights = self._checked(X, y, sample_weight)
         with self._lock:
-            batch = batches.get((X.shape, y.shape, weights is not None)) or self._batch(len(X), weights is not None)
+            kind = 0 if weights is None else weights.ndim
+            batch = batches.get((X.shape, y.shape, kind)) or self._batch(len(X), y.shape[1], kind)
             batch.x[...] = X
             batch.y[...] = y
             if weights is not None:
-                batch.weights[...] = weights
+                batch.weights[...] = weights if kind == 1 else repeated(weights, self._network.sizes[-1])
             compute, steps = self._compute, self._steps
             while batch.take() == compute.REFUSED:
                 self._refuse(batch)
@@ -441,23 +445,22 @@ class Trainer:
         """Return rows as `train` takes them. It runs code of the caller's, and must not hold the lock."""
         network, precision = self._network, self._precision
         X = checks.features(X, precision, network.sizes[0])
-        y = checks.targets(y, network.loss, len(X), network.sizes[-1], precision)
-        return X, y, None if sample_weight is None else checks.row_weights(sample_weight, len(X), precision)
+        return X, *checks.weighted_targets(y, sample_weight, network.loss, len(X), network.sizes[-1], precision)
 
-    def _batch(self, n: int, weighted: bool) -> Batch:
-        """Prepare for steps of so many rows."""
+    def _batch(self, n: int, columns: int, kind: int) -> Batch:
+        """Prepare for steps of so many rows, with y of so many columns, and weights of so many dimensions, if any."""
         network, settings, precision, memory = self._network, self._settings, self._precision, self._memory
         inputs, outputs = network.sizes[0], network.sizes[-1]
         plan = make_plan(
-            network, n, n, settings.optimizer, mean=settings.mean, weighted=weighted, l2=settings.l2,
-            clip_norm=settings.clip_norm, dropout=settings.dropout,
+            network, n, n, settings.optimizer, mean=settings.mean, weighted=kind > 0, output_weights=kind == 2,
+            l2=settings.l2, clip_norm=settings.clip_norm, dropout=settings.dropout,
             seed=settings.seed << 31 | (self._steps // STEPS) % 2**31,  # an epoch alone would be too short a counter
         )  # fmt: skip
         share = None
         if self._count(plan, 1) > 1:  # a step that takes less than to wake a thread gains nothing
             self._team = self._team or Team(self._threads or cores())
             plan, share = shared(plan, precision, self._team.threads)
-        features, sizes = inputs + outputs + 1, memory_sizes(plan, precision, 1)
+        features, sizes = plan.features, memory_sizes(plan, precision, 1)
         laid_out = panels_in(n, plan) * plan.width * features
         checks.memory(precision.itemsize * (n * features + laid_out + sum(sizes.values())), f"a step of {n} rows")
         own = make_memory(plan, memory.params, 0)._replace(
@@ -466,7 +469,7 @@ class Trainer:
             order=np.arange(n),
         )  # fmt: skip
         rows = aligned(n * features, precision).reshape(n, features)
-        rows[:, -1] = 1
+        rows[:, inputs + outputs :] = 1
         compute, flat = self._compute, rows.ravel()
         if share is None or self._team is None:
             run = compute.bind(plan, own, own.data if compute.PANELS and n > plan.few else flat, flat[:0])
@@ -476,8 +479,8 @@ class Trainer:
         full, rest = divmod(plan.blocks_per_epoch, most)
         batch = Batch(
             x=rows[:, :inputs],
-            y=rows[:, inputs:-1],
-            weights=rows[:, -1],
+            y=rows[:, inputs : inputs + (outputs if columns == 1 and network.quantiles else columns)],
+            weights=rows[:, -1] if kind < 2 else rows[:, inputs + outputs :],
             take=compute.bind_rows(plan, own, self._saved, flat),
             run=run,
             calls=(most,) * full + (rest,) * (rest > 0),
@@ -486,9 +489,9 @@ class Trainer:
             batches = self._batches
             while len(batches) >= MOST_BATCHES:
                 del batches[next(iter(batches))]
-            batches[(n, inputs), (n, outputs), weighted] = batch
-            if outputs == 1:
-                batches[(n, inputs), (n,), weighted] = batch._replace(y=batch.y[:, 0])
+            batches[(n, inputs), (n, columns), kind] = batch
+            if columns == 1:
+                batches[(n, inputs), (n,), kind] = batch._replace(y=batch.y[:, 0] if outputs == 1 else batch.y.T)
         return batch
 
     @property
@@ -500,7 +503,8 @@ class Trainer:
         network = self._network
         checks.parameters(network.params, network.sizes, network.bias)
         checks.finite("X", batch.x, self._precision)
-        checks.targets(batch.y, network.loss, len(batch.x), network.sizes[-1], self._precision)
+        y = batch.y if len(batch.y) == len(batch.x) else batch.y.T
+        checks.targets(y, network.loss, len(batch.x), network.sizes[-1], self._precision)
 
     def _begin_lap(self) -> None:
         """Count the steps from 0 again, and draw for dropout from the stream of the next lap."""
@@ -641,9 +645,10 @@ def _again(course: Course, params: Array, data: Data) -> Course:
     course.run.words[0] = address(params)  # the first field of a memory
     memory, (n, inputs), plan = Memory(params, *course.memory[1:]), data.X.shape, course.plan
     panel = course.panels.reshape(n, -1).T if plan.batch_size <= plan.few else course.panels.reshape(-1, plan.width)
-    panel[:inputs, :n], panel[inputs:-1, :n] = data.X.T, data.y.T
+    end = inputs + data.outputs
+    panel[:inputs, :n], panel[inputs:end, :n] = data.X.T, repeated(data.y, data.outputs).T
     if data.weights is not None:
-        panel[-1, :n] = data.weights
+        panel[end:, :n] = data.weights if data.weights.ndim == 1 else repeated(data.weights, data.outputs).T
     for array in (memory.gradient, memory.first, memory.second, memory.position, memory.totals):
         array[:] = 0
     begin(plan, memory)

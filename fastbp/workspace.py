@@ -133,6 +133,8 @@ class Plan(NamedTuple):
     parameters: int  # P
     loss: int
     huber_delta: float
+    quantiles: NDArray[np.float64]  # (O,) levels of the loss "quantile", none of others
+    crossing_penalty: float
     biases: bool
     optimizer: int
     settings: Array  # (SLOTS,) those of the optimiser, in the slots that choices.py names
@@ -145,6 +147,8 @@ class Plan(NamedTuple):
     batch_size: int
     mean: bool  # whether the gradient of a batch is divided by the weight of its rows
     weighted: bool  # whether rows have weights other than 1
+    output_weights: bool  # whether a row has a weight for each output
+    features: int  # F, numbers of a row of data
     shuffled: bool  # whether each epoch has an order of its own
     seed: int  # of the orders and of dropout
     rows: int  # n
@@ -168,7 +172,8 @@ class Plan(NamedTuple):
     @property
     def lean(self) -> bool:
         """Whether the lean version of the kernels does all of it."""
-        rest = self.clip_norm or self.dropout.any() or self.schedule != CONSTANT or self.validation_rows
+        rest = self.clip_norm or self.dropout.any() or self.schedule != CONSTANT
+        rest = rest or self.validation_rows or self.output_weights
         usual = self.optimizer in LEAN_OPTIMIZERS and self.loss in LEAN_LOSSES and set(self.kinds) <= LEAN_ACTIVATIONS
         return usual and not rest
 
@@ -383,6 +388,8 @@ def _plan(
     loss: str,
     huber_delta: float,
     bias: bool,
+    quantiles: tuple[float, ...],
+    crossing_penalty: float,
     dtype: Any,
     rows: int,
     batch_size: int,
@@ -390,6 +397,7 @@ def _plan(
     *,
     mean: bool = False,
     weighted: bool = False,
+    output_weights: bool = False,
     shuffled: bool = False,
     seed: int = 0,
     l2: float = 0.0,
@@ -413,7 +421,7 @@ def _plan(
     schedule = schedule or Constant()
     starts = starts_of(sizes, bias)
     small = batch_size <= lanes and max(sizes) <= TINY_UNITS
-    tiny = small and not (weighted or l2 or clip_norm or keeps.any())
+    tiny = small and not (weighted or output_weights or l2 or clip_norm or keeps.any())
     few = few_of(sizes, dtype)
     if optimizer and optimizer.code in SECOND_ORDER:  # which walks panels alone: one version of it to compile
         tiny, few = False, 0
@@ -430,6 +438,8 @@ def _plan(
         parameters=starts[-1],
         loss=LOSSES[loss].code,
         huber_delta=huber_delta,
+        quantiles=np.array(quantiles, np.float64),
+        crossing_penalty=crossing_penalty,
         biases=bias,
         optimizer=optimizer.code if optimizer else KEEP_GRADIENT,
         settings=slots(optimizer, dtype),
@@ -442,6 +452,8 @@ def _plan(
         batch_size=batch_size,
         mean=mean,
         weighted=weighted,
+        output_weights=output_weights,
+        features=sizes[0] + sizes[-1] + (sizes[-1] if output_weights else 1),
         shuffled=shuffled,
         seed=seed,
         rows=rows,
@@ -499,7 +511,7 @@ def forward_sizes(plan: Plan, lanes: int) -> tuple[int, int, int]:
     samples = plan.block * plan.width
     last = -(-units[-1] // lanes) * lanes if plan.few else units[-1]
     return (
-        samples * (inputs + units[-1] + 1),
+        samples * plan.features,
         samples * (int(plan.tops[-1]) + last),
         max(lanes, plan.layers, inputs, *units),
     )
@@ -519,6 +531,7 @@ def memory_sizes(plan: Plan, dtype: Any, epochs: int) -> dict[str, int]:
     widest = -(-max(plan.sizes.tolist()) // lanes) * lanes
     validated = epochs if plan.validation_rows else 0
     first, second = state_sizes(plan.optimizer, plan.settings, P)
+    outputs = 2 * int(plan.sizes[-1]) + plan.features - int(plan.sizes[0])  # as a panel, with targets and weights
     return {
         "gradient": P + lanes,  # kernels read and rewrite up to a vector beyond the last row
         "first": first,
@@ -531,7 +544,7 @@ def memory_sizes(plan: Plan, dtype: Any, epochs: int) -> dict[str, int]:
         "activations": activations,
         "kept": activations * bool(plan.keeps.any()),
         "deltas": activations,
-        "scratch": plan.block * plan.width * max(widest + lanes, (3 * int(plan.sizes[-1]) + 1) * (plan.few > 0)),
+        "scratch": plan.block * plan.width * max(widest + lanes, outputs * (plan.few > 0)),
         "loss": epochs,
         "error": epochs,
         "validation_loss": validated,
@@ -685,15 +698,32 @@ def pieces(n: int, numbers: int) -> Iterator[slice]:
     return (slice(first, min(first + step, n)) for first in range(0, n, step))
 
 
-def rows_of(X: Array, y: Array, weights: Array | None = None, chosen: NDArray[np.int64] | None = None) -> Array:
-    """The rows (n, F) that kernels gather from: x, y and the weight of the row, 1 by default; all or those chosen."""
-    n, inputs, features = len(X) if chosen is None else len(chosen), X.shape[1], X.shape[1] + y.shape[1] + 1
+def rows_of(
+    X: Array,
+    y: Array,
+    weights: Array | None = None,
+    chosen: NDArray[np.int64] | None = None,
+    outputs: int | None = None,
+    output_weights: bool = False,
+) -> Array:
+    """The rows (n, F) that kernels gather from: x, y and the weights, 1 by default; all or those chosen.
+
+    y is repeated until each of so many outputs has a target, and so are the weights if outputs have their own.
+    """
+    n, inputs, outputs = len(X) if chosen is None else len(chosen), X.shape[1], outputs or y.shape[1]
+    features = inputs + outputs + (outputs if output_weights else 1)
     rows = aligned(n * features, X.dtype).reshape(n, features)
     for piece in pieces(n, features):
         those, part = piece if chosen is None else chosen[piece], rows[piece]
-        part[:, :inputs], part[:, inputs:-1] = X[those], y[those]
-        part[:, -1] = 1 if weights is None else weights[those]
+        part[:, :inputs], part[:, inputs : inputs + outputs] = X[those], repeated(y[those], outputs)
+        given = np.ones((1, 1), X.dtype) if weights is None else weights[those].reshape(len(part), -1)
+        part[:, inputs + outputs :] = repeated(given, features - inputs - outputs)
     return rows
+
+
+def repeated(columns: Array, outputs: int) -> Array:
+    """The columns, over and over, until there are so many."""
+    return columns if columns.shape[1] == outputs else np.tile(columns, outputs // columns.shape[1])
 
 
 def panels_in(rows: int, plan: Plan) -> int:

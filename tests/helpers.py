@@ -34,6 +34,17 @@ NOTEBOOK_WEIGHTS = [0.90571962, 7.32475086, 0.90572643, 7.32731531, -27.46354604
 NOTEBOOK_PREDICTIONS = [0.05432736, 0.89823995, 0.89824011, 0.13514441]
 
 
+def loss_settings(loss, outputs):
+    """Settings of a network for a loss and so many outputs."""
+    levels = {"quantiles": [(k + 1) / (outputs + 1) for k in range(outputs)], "crossing_penalty": 0.5}
+    return {"loss": loss, **(levels if loss == "quantile" else {})}
+
+
+def outputs_for(loss, outputs):
+    """So many outputs, or one more where the loss needs an even number."""
+    return outputs + outputs % 2 if loss == "gaussian_nll" else outputs
+
+
 # --- processes ------------------------------------------------------------------------------------------------------
 
 

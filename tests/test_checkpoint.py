@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import output_of
+from helpers import loss_settings, output_of
 from numpy.lib import format as npy
 
 import fastbp
@@ -171,17 +171,21 @@ def test_network_comes_back(tmp_path, init, bias, dtype):
 
 
 def test_settings_of_the_loss_come_back(tmp_path):
-    expected = Network((2, 1), loss="huber", huber_delta=0.3, seed=0)
-    expected.save(tmp_path / "file.npz")
-    actual = Network.load(tmp_path / "file.npz")
+    levels = {"loss": "quantile", "quantiles": (0.2, 0.7), "crossing_penalty": 0.5}
+    for settings in ({"loss": "huber", "huber_delta": 0.3}, levels):
+        expected = Network((2, 2), **settings, seed=0)
+        expected.save(tmp_path / "file.npz")
+        actual = Network.load(tmp_path / "file.npz")
 
-    assert same(actual, expected)
+        assert same(actual, expected)
+        for name, value in settings.items():
+            assert getattr(actual, name) == value
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("loss", "output", "activation"), MODELS)
 def test_every_choice_comes_back(tmp_path, loss, output, activation, dtype):
-    expected = Network((4, 3, 2), activation=activation, output=output, loss=loss, seed=1, dtype=dtype)
+    expected = Network((4, 3, 2), activation=activation, output=output, seed=1, dtype=dtype, **loss_settings(loss, 2))
     expected.save(tmp_path / "file.npz")
     actual = Network.load(tmp_path / "file.npz")
 

@@ -54,6 +54,9 @@ def by_reference(monkeypatch):
     monkeypatch.setattr("fastbp.network.engine", lambda backend: reference)
 
 
+OUTPUTS = {"quantile": 3, "gaussian_nll": 2}  # of the losses that say how many
+
+
 def with_biases(sizes, **settings):
     """A network whose biases are not zero."""
     network = Network(sizes, seed=1, **settings)
@@ -198,7 +201,7 @@ def test_estimator_shares_no_memory_with_the_network():
 )
 def test_what_sklearn_cannot_express_is_refused(settings, message):
     pytest.importorskip("sklearn")
-    network = Network((2, 3, 3, 1), **settings)
+    network = Network((2, 3, 3, OUTPUTS.get(settings.get("loss"), 1)), **settings)
 
     with pytest.raises(ParameterError, match=message):
         to_sklearn(network)
@@ -404,7 +407,8 @@ def test_state_dict_holds_copies_in_c_order(dtype, sizes):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_network_comes_back_from_its_state_dict_with_the_same_bits(loss, bias, dtype):
-    expected = with_biases((3, 4, 5, 2), activation=("relu", "tanh"), loss=loss, bias=bias, dtype=dtype)
+    sizes = (3, 4, 5, OUTPUTS.get(loss, 2))
+    expected = with_biases(sizes, activation=("relu", "tanh"), loss=loss, bias=bias, dtype=dtype)
     actual = from_torch(to_torch(expected), activation=("relu", "tanh"), loss=loss)
 
     assert same_network(actual, expected)
@@ -557,7 +561,8 @@ TORCH_MODELS = [
 @pytest.mark.parametrize(("activation", "output", "loss"), TORCH_MODELS)
 def test_torch_predicts_what_the_network_does(activation, output, loss, dtype, X, by_reference):
     torch = pytest.importorskip("torch")
-    network = with_biases((3, 5, 4, 2), activation=activation, output=output, loss=loss, dtype=dtype)
+    sizes = (3, 5, 4, OUTPUTS.get(loss, 2))
+    network = with_biases(sizes, activation=activation, output=output, loss=loss, dtype=dtype)
     module = sequential(torch, network)
     module.load_state_dict({name: torch.from_numpy(array) for name, array in to_torch(network).items()})
     X = X.astype(dtype)

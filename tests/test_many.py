@@ -266,3 +266,16 @@ def test_time_is_measured_without_compiling():
     result = train_many(X, NUMBERS, 3, epochs=2, seed=0)
 
     assert 0 <= result.seconds <= time.perf_counter() - began
+
+
+@pytest.mark.parametrize("loss", ["quantile", "gaussian_nll"])
+def test_losses_that_are_not_for_lanes_have_the_bits_of_train(loss):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(30, 2)), rng.normal(size=30)
+    settings = {"loss": loss, "hidden": 4, "epochs": 3, "validation": 0.3, "quantiles": (0.2, 0.7)}
+    many = fastbp.train_many(X, y, 2, **settings, seed=5)
+
+    for k, network in enumerate(many.networks):
+        alone = fastbp.train(X, y, **settings, seed=5 + k)
+        assert network.params.tobytes() == alone.network.params.tobytes()
+        np.testing.assert_array_equal(many.loss[:, k], alone.loss)

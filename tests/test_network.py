@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import mpmath
 import numpy as np
 import pytest
-from helpers import assert_once_at_most, ratio_of_seconds
+from helpers import assert_once_at_most, loss_settings, outputs_for, ratio_of_seconds
 from scipy.optimize import minimize
 from scipy.special import erf
 from scipy.stats import kstest, norm, uniform
@@ -37,7 +37,10 @@ MODELS = [
 
 def model(loss, output, activation, dtype="float64", sizes=(4, 7, 5, 3)):
     """A network whose biases are not zero."""
-    network = Network(sizes, activation=activation, output=output, loss=loss, seed=1, dtype=dtype)
+    sizes = (*sizes[:-1], outputs_for(loss, sizes[-1]))
+    network = Network(
+        sizes, activation=activation, output=output, seed=1, dtype=dtype, **loss_settings(loss, sizes[-1])
+    )
     for bias in network.biases:
         bias[:] = np.linspace(-0.3, 0.4, bias.size)
     if activation == "exponential":
@@ -50,6 +53,8 @@ def targets(loss, rows, rng):
         return rng.integers(0, 3, rows)
     if loss == "poisson":
         return rng.poisson(1.5, (rows, 3))
+    if loss == "gaussian_nll":
+        return rng.normal(size=(rows, 2))  # of four outputs
     return rng.integers(0, 2, (rows, 3)) if loss == "binary_cross_entropy" else rng.normal(size=(rows, 3))
 
 
@@ -127,7 +132,7 @@ def test_network_describes_itself():
 def test_output_is_the_partner_of_the_loss(loss):
     partners = {"binary_cross_entropy": "sigmoid", "cross_entropy": "softmax", "poisson": "exponential"}
     expected = partners.get(loss, "identity")
-    actual = Network((2, 3), loss=loss).activations[-1]
+    actual = Network((2, outputs_for(loss, 3)), **loss_settings(loss, 3)).activations[-1]
 
     assert actual == expected
 
@@ -617,6 +622,8 @@ DESCRIPTION = {
     "activations": ("tanh",) * 50,
     "loss": "cross_entropy",
     "huber_delta": None,
+    "quantiles": (0.5,),
+    "crossing_penalty": 1.0,
     "bias": False,
 }
 
@@ -1021,7 +1028,7 @@ def test_network_is_prepared_for_few_numbers_of_rows():
 def test_reference_predicts_the_same(rng):
     X = rng.normal(size=(5, 3))
     for loss in LOSSES:
-        network = Network((3, 6, 2), activation="tanh", loss=loss, seed=0)
+        network = Network((3, 6, 2), activation="tanh", seed=0, **loss_settings(loss, 2))
         np.testing.assert_allclose(network.predict(X, backend="numpy"), network.predict(X), rtol=1e-13)
 
 

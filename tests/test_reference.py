@@ -8,7 +8,7 @@ import mpmath
 import numpy as np
 import pytest
 import scipy.special
-from helpers import EPSILON, TINY
+from helpers import EPSILON, TINY, loss_settings
 from sklearn.metrics import accuracy_score, log_loss, mean_poisson_deviance, r2_score
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
@@ -84,6 +84,11 @@ def targets(loss, shape, rng):
     return rng.normal(size=shape)
 
 
+def plan_of(loss, outputs=2, **extras):
+    """A plan of one layer with this loss."""
+    return make_plan(Network((1, outputs), **loss_settings(loss, outputs)), 1, 1, **extras)
+
+
 def prepare(network, rows, batch_size, optimizer=None, epochs=1, mean=True, **options):
     """A plan, and a memory with a copy of the network's parameters."""
     plan = make_plan(network, rows, batch_size, optimizer, mean=mean, **options)
@@ -111,7 +116,9 @@ def trained(network, X, y, batch_size, optimizer, epochs=1, weight=1, validation
 def network_of(activation, loss, output, depth, bias, rng, dropout=0.0):
     """A plan, parameters, x and y of a network."""
     sizes = (2, *(3, 2, 3)[:depth], 2)
-    network = Network(sizes, activation=activation, output=output, loss=loss, bias=bias, huber_delta=0.7)
+    network = Network(
+        sizes, activation=activation, output=output, bias=bias, huber_delta=0.7, **loss_settings(loss, sizes[-1])
+    )
     network.params[:] = rng.normal(size=network.params.size)
     if "exponential" in (activation, output):
         network.params[:] *= 0.3  # or it dwarfs what is compared
@@ -124,12 +131,12 @@ by_network = pytest.mark.parametrize("row", NETWORKS, ids=lambda row: "-".join(m
 
 def total_loss(plan, params, x, y):
     activations, _ = reference.forward(plan, params, plan.dropout, x, 1, 0)
-    return reference.output(plan.loss, plan.huber_delta, plan.kinds[-1], activations[-1], y)[2].sum()
+    return reference.output(plan, activations[-1], y)[2].sum()
 
 
 def gradient_of(plan, params, x, y):
     activations, kept = reference.forward(plan, params, plan.dropout, x, 1, 0)
-    delta = reference.output(plan.loss, plan.huber_delta, plan.kinds[-1], activations[-1], y)[1]
+    delta = reference.output(plan, activations[-1], y)[1]
     gradient = np.zeros_like(params)
     reference.backward(plan, params, activations, kept, delta, gradient, 1, 0)
     return gradient
@@ -156,8 +163,9 @@ def test_gradient_is_the_central_difference(row, rng):
     def sides(params):
         """On which sides of their kinks activations and residuals are."""
         (*hidden, logits), _ = reference.forward(plan, params, plan.dropout, x, 0, 0)
-        residual = reference.output(plan.loss, plan.huber_delta, plan.kinds[-1], logits, y)[0] - y
-        kinks = [*hidden, logits, residual, np.abs(residual) - plan.huber_delta]
+        p = reference.output(plan, logits, y)[0]
+        residual = p - y
+        kinks = [*hidden, logits, residual, np.abs(residual) - plan.huber_delta, p[:, :-1] - p[:, 1:]]
         return np.concatenate([(a > 0).ravel() for a in kinks])
 
     steps = 1e-5 * np.eye(params.size)
@@ -351,8 +359,8 @@ def test_slope_of_relu_lets_nothing_through_a_dead_unit_but_nan():
 def test_squared_error_is_half_the_sum_of_squares(dtype):
     z, y = np.array([[1, 2], [0.5, -3]], dtype), np.array([[0, 4], [0.5, 1]], dtype)
 
-    expected = [[1, 2], [0.5, -3]], [[1, -2], [0, -4]], [2.5, 8]
-    actual = reference.output(LOSSES["squared_error"].code, 1.0, ACTIVATIONS["identity"].code, z, y)
+    expected = [[1, 2], [0.5, -3]], [[1, -2], [0, -4]], [2.5, 8], [3, 4]
+    actual = reference.output(plan_of("squared_error"), z, y)
 
     for expected_part, actual_part in zip(expected, actual, strict=True):
         np.testing.assert_array_equal(actual_part, expected_part)
@@ -385,7 +393,7 @@ def test_poisson_is_half_of_scikit_learns_deviance(dtype, rng):
     z, y = rng.normal(size=(20, 3)).astype(dtype), (rng.poisson(1, (20, 3)) * 0.5).astype(dtype)
 
     expected = [mean_poisson_deviance(row, p) / 2 * 3 for row, p in zip(y.astype(float), np.exp(z), strict=True)]
-    p, delta, actual = reference.output(LOSSES["poisson"].code, 1.0, ACTIVATIONS["exponential"].code, z, y)
+    p, delta, actual, _ = reference.output(plan_of("poisson", 3), z, y)
 
     assert (y == 0).any()
     assert {p.dtype, delta.dtype, actual.dtype} == {np.dtype(dtype)}
@@ -402,7 +410,7 @@ def test_misfit_is_what_scikit_learns_accuracy_lacks(loss, outputs, weighted, rn
     predicted = p.argmax(axis=1) if outputs > 1 else p[:, 0] > 0.5
 
     expected = 1 - accuracy_score(labels, predicted, sample_weight=weight)
-    actual = (reference.misfit(LOSSES[loss].code, p, y, np.ones(outputs)) * weight).sum() / weight.sum()
+    actual = reference.misfit(plan_of(loss, outputs), p, y, weight[:, None]).sum() / weight.sum()
 
     assert actual == pytest.approx(expected, rel=1e-14)
 
@@ -411,7 +419,7 @@ def test_misfit_of_several_binary_outputs_counts_rows_with_any_wrong(rng):
     p, y = rng.random((200, 3)), rng.integers(0, 2, (200, 3)).astype(float)
 
     expected = 1 - accuracy_score(y, p > 0.5)
-    actual = reference.misfit(LOSSES["binary_cross_entropy"].code, p, y, np.ones(3)).mean()
+    actual = reference.misfit(plan_of("binary_cross_entropy", 3), p, y, np.ones((200, 1))).mean()
 
     assert actual == pytest.approx(expected, rel=1e-14)
 
@@ -426,7 +434,7 @@ def test_misfit_is_what_scikit_learns_r2_lacks(loss, outputs, weighted, rng):
     spread = (outputs * (share * (y - (share * y).sum(axis=0)) ** 2).sum(axis=0)) ** -0.5
 
     expected = 1 - r2_score(y, p, sample_weight=weight)
-    actual = (reference.misfit(LOSSES[loss].code, p, y, spread) * share[:, 0]).sum()
+    actual = reference.misfit(plan_of(loss, outputs, spread=tuple(spread)), p, y, share).sum()
 
     assert actual == pytest.approx(expected, rel=1e-13)
 
@@ -442,7 +450,7 @@ def test_misfit_is_what_scikit_learns_r2_lacks(loss, outputs, weighted, rng):
 )
 def test_misfit_of_ties_is_known(p, y, wrong):
     expected = [wrong]
-    actual = reference.misfit(LOSSES["cross_entropy"].code, np.array([p]), np.array([y]), np.ones(3)).tolist()
+    actual = reference.misfit(plan_of("cross_entropy", 3), np.array([p]), np.array([y]), np.ones((1, 1))).tolist()
 
     assert actual == expected
 
@@ -455,8 +463,7 @@ def test_binary_cross_entropy_is_stable_and_scipys(y, dtype):
     log_p, log_rest = scipy.special.log_expit(z.astype(float)), scipy.special.log_expit(-z.astype(float))
 
     expected = scipy.special.expit(z), scipy.special.expit(z) - dtype_of(dtype)(y), -y * log_p - (1 - y) * log_rest
-    code, kind = LOSSES["binary_cross_entropy"].code, ACTIVATIONS["sigmoid"].code
-    p, delta, loss = reference.output(code, 1.0, kind, z, np.full_like(z, y))
+    p, delta, loss, _ = reference.output(plan_of("binary_cross_entropy", 1), z, np.full_like(z, y))
 
     assert {p.dtype, delta.dtype, loss.dtype} == {np.dtype(dtype)}
     np.testing.assert_allclose(p, expected[0], rtol=8 * EPSILON[dtype], atol=TINY[dtype])
@@ -471,7 +478,7 @@ def test_cross_entropy_is_stable_and_scipys(dtype, rng):
     y = rng.dirichlet(np.ones(3), len(z)).astype(dtype)
 
     expected = -(y.astype(float) * scipy.special.log_softmax(z.astype(float), axis=1)).sum(axis=1)
-    p, delta, actual = reference.cross_entropy(z, y)
+    p, delta, actual, _ = reference.cross_entropy(z, y)
 
     assert {p.dtype, delta.dtype, actual.dtype} == {np.dtype(dtype)}
     np.testing.assert_allclose(p, scipy.special.softmax(z, axis=1), rtol=1e3 * EPSILON[dtype], atol=TINY[dtype])
@@ -492,7 +499,7 @@ def test_cross_entropy_is_stable_and_scipys(dtype, rng):
 )
 def test_cross_entropy_of_these_logits_is_known(logits, y, loss, dtype):
     expected = loss
-    _, _, (actual,) = reference.cross_entropy(np.array([logits], dtype), np.array([y], dtype))
+    _, _, (actual,), _ = reference.cross_entropy(np.array([logits], dtype), np.array([y], dtype))
 
     assert actual == pytest.approx(expected, rel=4 * EPSILON[dtype])
 
@@ -967,7 +974,7 @@ def test_shuffle_draws_all_orders_alike():
 @pytest.mark.parametrize("loss", LOSSES)
 def test_weight_of_a_row_counts_it_so_often(loss, mean, problem, rng):
     network, X, _ = problem
-    network = Network(network.sizes, activation="tanh", loss=loss, seed=0)
+    network = Network(network.sizes, activation="tanh", seed=0, **loss_settings(loss, 2))
     y, often = targets(loss, (11, 2), rng), np.arange(11) % 3
     repeated, spread = rows_of(X.repeat(often, axis=0), y.repeat(often, axis=0)), (1.0, 0.5)
     options = {"mean": mean, "l2": 0.1, "clip_norm": 0.5, "epochs": 2, "spread": spread}
@@ -1002,7 +1009,7 @@ def test_without_an_optimiser_the_gradient_is_summed_and_kept(problem):
     network, X, y = problem
     plan, memory = prepare(network, 11, 11)
     activations, kept = reference.forward(plan, network.params, plan.dropout, X, 0, 0)
-    delta = reference.output(plan.loss, plan.huber_delta, 0, activations[-1], y)[1]
+    delta = reference.output(plan, activations[-1], y)[1]
     gradient = np.zeros_like(network.params)
     reference.backward(plan, network.params, activations, kept, delta, gradient, 0, 0)
     run(plan, memory, rows_of(X, y))
@@ -1134,7 +1141,10 @@ def test_dropout_is_for_training_alone(problem):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_rows_of_the_training_are_validated_as_the_next_epoch_sees_them(loss, problem, rng):
     network, X, _ = problem
-    network, y = Network(network.sizes, activation="tanh", loss=loss, seed=0), targets(loss, (11, 2), rng)
+    network, y = (
+        Network(network.sizes, activation="tanh", seed=0, **loss_settings(loss, 2)),
+        targets(loss, (11, 2), rng),
+    )
     plan, memory = prepare(network, 11, 11, SGD(0.1), 4, validation_rows=11, spread=(1.0, 1.0))
     run(plan._replace(block=1, width=4), memory, rows_of(X, y), rows_of(X, y), blocks=24)
 

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 from helpers import output_of, pairwise
-from test_kernels import DTYPES, OPTIMIZERS, WRITTEN, bits, build, call, label, rows_for
+from test_kernels import DTYPES, OPTIMIZERS, WRITTEN, bits, build, call, has_output_weights, label, rows_for
 
 import fastbp
 from fastbp import kernels, teams, threads
@@ -48,14 +48,14 @@ AXES = {
     "dropout": [0, 0.3],
     "l2": [0.0, 0.1],
     "clip_norm": [0.0, 0.3],
-    "weighted": [False, True],
+    "weighted": [False, True, "outputs"],
     "schedule": [None, ExponentialDecay(0.5)],
     "validation": [0, 1, 170],  # rows
     "patience": [-1, 1],
 }
 CASES = [dict(zip(AXES, row, strict=True)) for row in pairwise(0, *AXES.values())]
 LEAN = {"activation": 3, "loss": "squared_error", "dropout": 0, "clip_norm": 0.0, "schedule": None, "validation": 0}
-LEAN |= {"optimizer": Adam(0.01, epsilon=0.01), "dtype": np.float64, "patience": -1}
+LEAN |= {"optimizer": Adam(0.01, epsilon=0.01), "dtype": np.float64, "patience": -1, "weighted": True}
 
 
 def prepare(case):
@@ -68,8 +68,11 @@ def prepare(case):
     network, data = build(
         case["sizes"], case["loss"], activation=case["activation"], bias=case["bias"], dtype=case["dtype"], rows=ROWS
     )
+    apart = has_output_weights(case)
+    if apart:
+        data = rows_for(network, ROWS, np.random.default_rng(2), weights=(0, 0.5, 2), apart=True)
     plan = make_plan(
-        network, ROWS, batch_size, optimizer, mean=case["mean"], weighted=case["weighted"],
+        network, ROWS, batch_size, optimizer, mean=case["mean"], weighted=bool(case["weighted"]), output_weights=apart,
         shuffled=case["shuffled"] and batch_size < ROWS, seed=5, l2=case["l2"], clip_norm=case["clip_norm"],
         dropout=(case["dropout"],) * (len(network.sizes) - 2), schedule=case["schedule"], validation_rows=held,
         spread=(1.0,) * network.sizes[-1], watched=VALIDATION_MISFIT if held else 0, patience=case["patience"],
@@ -78,7 +81,8 @@ def prepare(case):
     rows = data.ravel() if plan.shuffled else panels_of(data, plan)
     validation = rows[:0]
     if held:
-        validation = panels_of(rows_for(network, held, np.random.default_rng(1)), plan._replace(batch_size=held, few=0))
+        held_rows = rows_for(network, held, np.random.default_rng(1), apart=apart)
+        validation = panels_of(held_rows, plan._replace(batch_size=held, few=0))
     return network, plan, rows, validation
 
 

@@ -26,6 +26,7 @@ from helpers import (
     ratio_of_seconds,
 )
 from scipy.special import huber, xlogy
+from scipy.stats import norm
 from sklearn.linear_model import Ridge
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.class_weight import compute_sample_weight
@@ -84,7 +85,22 @@ def task(loss, rows=37, inputs=3):
     y = X[:, :2] * [1, -2] + 0.1 * rng.normal(size=(rows, 2))
     if loss == "poisson":
         return X, rng.poisson(np.exp(y / 2))
+    if loss == "quantile":
+        return X, y[:, :1]
     return X, (y > 0) if loss == "binary_cross_entropy" else y
+
+
+OUTPUTS = {"cross_entropy": 3, "quantile": 3, "gaussian_nll": 4}  # for data of `task`, else 2
+LEVELS = np.array([0.1, 0.5, 0.9])
+
+
+def pinball(p, y):
+    return np.maximum(LEVELS * (y - p), (LEVELS - 1) * (y - p))
+
+
+def predictions(loss, p):
+    """What is predicted of the targets, without the log variances."""
+    return p[:, : p.shape[1] // 2] if loss == "gaussian_nll" else p
 
 
 def bits(result):
@@ -526,17 +542,21 @@ LOSS_FORMULAS = {
     "absolute_error": lambda p, y: np.abs(p - y).sum(axis=1).mean(),
     "huber": lambda p, y: huber(1.0, p - y).sum(axis=1).mean(),
     "poisson": lambda p, y: (p - y + xlogy(y, y / p)).sum(axis=1).mean(),
-}
+    "quantile": lambda p, y: pinball(p, y).sum(axis=1).mean(),
+    "gaussian_nll": lambda p, y: (
+        -norm.logpdf(y, p[:, :2], np.exp(p[:, 2:] / 2)) - np.log(2 * np.pi) / 2
+    ).sum(axis=1).mean(),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_loss_and_error_are_measured_before_the_update(loss, backend):
     X, y = task(loss)
-    network = Network((3, 5, 3 if loss == "cross_entropy" else 2), loss=loss, seed=4)
+    network = Network((3, 5, OUTPUTS.get(loss, 2)), loss=loss, seed=4)
     p, rows = network.predict(X), np.eye(3)[y] if loss == "cross_entropy" else y.astype(float)
 
-    expected = LOSS_FORMULAS[loss](p, rows), np.abs(p - rows).mean()
+    expected = LOSS_FORMULAS[loss](p, rows), np.abs(predictions(loss, p) - rows).mean()
     result = train(X, y, network=network, epochs=1, batch_size=None, backend=backend)
     actual = result.loss[0], result.error[0]
 
@@ -608,9 +628,209 @@ def test_each_loss_learns_xor(loss, backend):
     p = train(XOR_X, labels, **settings, loss=loss, backend=backend).network.predict(XOR_X)
 
     expected = labels
-    actual = p.argmax(axis=1) if loss == "cross_entropy" else p.ravel() > 0.5
+    actual = p.argmax(axis=1) if loss == "cross_entropy" else p[:, 1 if loss == "quantile" else 0] > 0.5
 
     np.testing.assert_array_equal(actual, expected)
+
+
+# --- quantiles, variances and missing targets -----------------------------------------------------------------------
+
+
+def spreading(rows=4000):
+    """Numbers whose spread grows: x, targets and their standard deviation."""
+    rng = np.random.default_rng(3)
+    x = rng.uniform(-1, 1, rows)
+    sigma = 0.3 + 0.2 * x
+    return x[:, None], np.sin(2 * x) + sigma * rng.normal(size=rows), sigma
+
+
+SPREADING = {
+    "hidden": 16,
+    "activation": "tanh",
+    "learning_rate": 0.01,
+    "batch_size": 100,
+    "seed": 0,
+    "schedule": "cosine",
+}
+
+
+def test_quantiles_of_a_sample_whose_spread_grows_are_found():
+    X, y, sigma = spreading()
+    network = train(X, y, **SPREADING, epochs=60, loss="quantile", quantiles=LEVELS).network
+
+    expected = np.sin(2 * X) + sigma[:, None] * norm.ppf(LEVELS)
+    actual = network.predict(X)
+
+    assert network.quantiles == tuple(LEVELS)
+    assert np.abs(actual - expected).mean() < 0.03
+    np.testing.assert_allclose((y[:, None] < actual).mean(axis=0), LEVELS, atol=0.02)
+
+
+def test_mean_and_deviation_of_a_sample_whose_spread_grows_are_found():
+    X, y, sigma = spreading()
+    mean, log_variance = train(X, y, **SPREADING, epochs=60, loss="gaussian_nll").network.predict(X).T
+
+    assert np.abs(mean - np.sin(2 * X[:, 0])).mean() < 0.03
+    assert np.abs(np.exp(log_variance / 2) / sigma - 1).mean() < 0.08
+
+
+def test_penalty_keeps_quantiles_from_crossing():
+    X, y, _ = spreading(40)
+    settings = {"hidden": 32, "activation": "relu", "learning_rate": 0.01, "batch_size": None, "epochs": 1000}
+    settings |= {"seed": 0, "loss": "quantile", "quantiles": np.linspace(0.05, 0.95, 10)}
+
+    def crossings(penalty):
+        predicted = train(X, y, **settings, crossing_penalty=penalty).network.predict(np.linspace(-1, 1, 200)[:, None])
+        return (np.diff(predicted) < -1e-3).sum()
+
+    assert crossings(2.0) < crossings(0.0) / 10
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_target_is_that_of_all_quantiles(backend):
+    X, y = task("quantile")
+    settings = {"hidden": 4, "loss": "quantile", "epochs": 3, "seed": 0, "backend": backend}
+
+    expected = bits(train(X, np.tile(y, 3), **settings))
+
+    assert bits(train(X, y, **settings)) == expected
+    assert bits(train(X, y[:, 0], **settings)) == expected
+
+
+APART = {  # targets of one output each, and what a network of one of them has
+    "squared_error": {},
+    "absolute_error": {},
+    "huber": {},
+    "poisson": {},
+    "binary_cross_entropy": {},
+    "gaussian_nll": {},
+    "quantile": {"quantiles": (0.2, 0.6)},
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("batch_size", [None, 20, 4])
+@pytest.mark.parametrize("loss", APART)
+def test_missing_targets_are_as_if_they_were_not_there(loss, batch_size, backend):
+    """Of each batch every other row has the first target, and the others the second. No output has what others have."""
+    X, y = task("gaussian_nll" if loss == "quantile" else loss, rows=40)
+    y, present = y.astype(float), np.arange(40) % 2 == 0
+    weights = np.column_stack([present, ~present]).astype(float)
+    settings = {"loss": loss, "init": "zeros", "optimizer": "sgd", "learning_rate": 0.1, "epochs": 5, "shuffle": False}
+    settings |= {"backend": backend}
+    levels = [{"quantiles": (q,)} for q in APART[loss].get("quantiles", ())] or [{}, {}]
+
+    def alone(target):
+        rows = weights[:, target] > 0
+        size = batch_size and batch_size // 2
+        return train(X[rows], y[rows, target], **settings, batch_size=size, **levels[target])
+
+    first, second = alone(0), alone(1)
+    together = train(
+        X, np.where(weights > 0, y, np.nan), **settings, batch_size=batch_size, sample_weight=weights, **APART[loss]
+    )
+    parts = [np.atleast_2d(result.network.predict(X)) for result in (first, second)]
+
+    expected = np.stack(parts, axis=2).reshape(40, -1)  # of gaussian_nll both means, then both variances
+    actual = together.network.predict(X)
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(together.loss, first.loss + second.loss, rtol=1e-12)
+    np.testing.assert_allclose(together.error, (first.error + second.error) / 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("loss", APART)
+def test_weights_of_one_for_each_target_are_none(loss, dtype, backend):
+    X, y = task("gaussian_nll" if loss == "quantile" else loss)
+    settings = {"hidden": 9, "loss": loss, "epochs": 3, "batch_size": 17, "seed": 0, "dtype": dtype}
+    settings |= {"backend": backend, "activation": "elu", **APART[loss]}
+
+    expected = bits(train(X, y, **settings))
+
+    assert bits(train(X, y, **settings, sample_weight=np.ones((37, 2)))) == expected
+
+
+def test_score_of_a_validation_with_weights_of_targets_is_the_mean_of_those_of_the_targets():
+    X, y = task("squared_error")
+    weights = (np.arange(74).reshape(37, 2) % 4).astype(float)
+    result = train(
+        X, y, hidden=4, epochs=1, seed=0, validation=(X, np.where(weights > 0, y, np.nan), weights), watch="score"
+    )
+    p = result.network.predict(X)
+
+    expected = np.mean([r2_score(y[:, o], p[:, o], sample_weight=weights[:, o]) for o in range(2)])
+    actual = result.validation_score[0]
+
+    assert actual == pytest.approx(expected, rel=1e-12)
+    loss = (weights * 0.5 * (p - y) ** 2).sum() / weights.sum() * 2
+    assert result.validation_loss[0] == pytest.approx(loss, rel=1e-12)
+    assert result.validation_error[0] == pytest.approx((weights * np.abs(p - y)).sum() / weights.sum(), rel=1e-12)
+
+
+NAN = np.array([[1.0, np.nan], [2.0, 3.0]])
+MISSING = [
+    ({}, "'y' must be finite, without NaN or infinity, got 1 bad of 4, the first at [0, 1]"),
+    ({"sample_weight": [1, 1]}, "'y' must not be NaN where the weight is above 0, got 1 bad of 4, the first at [0, 1]"),
+    ({"sample_weight": [[0, 1], [0, 1]]}, "'y' must not be NaN where the weight is above 0, got 1 bad of 4"),
+    ({"sample_weight": [[1, 0, 1], [1, 1, 1]]}, "'sample_weight' must have shape (2,) or (2, 2), for each row or"),
+    ({"sample_weight": [[1, 0]]}, "'sample_weight' must have shape (2,) or (2, 2)"),
+    ({"sample_weight": [[0, 0], [0, 0]]}, "'sample_weight' must have a value above 0, got 4 zeros"),
+    ({"sample_weight": [[1, -1], [0, 0]]}, "'sample_weight' must be >= 0, got 1 bad of 4, the first at [0, 1]"),
+    (
+        {"validation": (np.eye(2), NAN), "sample_weight": [0, 1]},
+        "'validation[1]' must be finite, without NaN or infinity",
+    ),
+    (
+        {"validation": (np.eye(2), NAN, [[1, 1], [1, 1]]), "sample_weight": [0, 1]},
+        "'validation[1]' must not be NaN where the weight is above 0",
+    ),
+    (
+        {"loss": "cross_entropy", "sample_weight": [[1, 0], [1, 1]]},
+        "'sample_weight' must have shape (2,), a number for",
+    ),
+    ({"loss": "cross_entropy", "sample_weight": [0, 1]}, "'y' must be finite"),
+    ({"loss": "quantile"}, "y has 2 columns, the network has 3 outputs, which take 1 column, or 1 each"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), MISSING, ids=str)
+def test_missing_targets_are_refused_where_they_count(settings, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        train(np.eye(2), NAN, **settings)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("weights", [[0, 1], [[1, 0], [1, 1]], [[0.0, 0.0], [0.0, 1.0]]], ids=str)
+def test_missing_targets_without_weight_are_taken(weights, backend):
+    y = NAN.copy()
+    result = train(np.eye(2), y, epochs=3, seed=0, sample_weight=weights, backend=backend)
+
+    assert np.isfinite(result.loss).all()
+    np.testing.assert_array_equal(y, NAN)
+
+
+def test_network_for_other_outputs_than_the_loss_has_is_refused():
+    for settings, message in [
+        ({"loss": "quantile"}, "'sizes' must end with 3 outputs, one for each of the 'quantiles', got 1"),
+        ({"loss": "gaussian_nll"}, "'sizes' must end with a mean and a log variance for each target"),
+    ]:
+        with pytest.raises(ParameterError, match=re.escape(message)):
+            Network((2, 1), **settings)
+    with pytest.raises(DataError, match="y has 2 columns, the network has 2 outputs, which take half as many columns"):
+        train(np.eye(2), np.eye(2), network=Network((2, 2), loss="gaussian_nll"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("log_variance", [-800.0, -2000.0])
+def test_variance_that_vanishes_is_divergence(log_variance, backend):
+    network = Network((1, 2), loss="gaussian_nll", init="zeros")
+    network.biases[0][1] = log_variance
+
+    with pytest.raises(DivergenceError, match="epoch 1"):
+        train([[1.0], [2.0]], [1.0, 2.0], network=network, optimizer="sgd", epochs=3, backend=backend)
+    assert network.biases[0].tolist() == [0, log_variance]
 
 
 # --- network= -----------------------------------------------------------------------------------------------------
@@ -856,6 +1076,9 @@ def held_out(loss="squared_error", weighted=False):
 # with a callback, by `resume`, and from data that must not be written to.
 EXTRAS = {
     "huber_delta": {"loss": "huber", "huber_delta": 0.3},
+    "quantiles": {"loss": "quantile", "quantiles": (0.2, 0.7), "crossing_penalty": 2.0, "validation": 0.3},
+    "gaussian_nll": {"loss": "gaussian_nll", "validation": held_out(weighted=True)},
+    "weights of targets": {"sample_weight": np.arange(74).reshape(37, 2) % 3, "validation": 0.3},
     "l2": {"l2": 0.5},
     "l2 summed": {"l2": 0.5, "reduction": "sum", "learning_rate": 0.005},
     "dropout": {"dropout": 0.3},
@@ -1371,7 +1594,13 @@ def score_of(loss, y, p, weights):
         return accuracy_score(y, p.argmax(axis=1), sample_weight=weights)
     if loss == "binary_cross_entropy":
         return accuracy_score(y.astype(int), (p > 0.5).astype(int), sample_weight=weights)
-    return r2_score(y, p, sample_weight=weights)
+    if loss == "quantile":  # scikit-learn's own interpolates the best constant
+        order = np.argsort(y[:, 0])
+        below = np.cumsum(np.ones(len(y)) if weights is None else weights[order])
+        constants = y[order[np.searchsorted(below, LEVELS * below[-1])], 0]
+        ours, best = (np.average(pinball(each, y), axis=0, weights=weights) for each in (p, constants))
+        return np.mean(1 - ours / best)
+    return r2_score(y, predictions(loss, p), sample_weight=weights)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -1388,7 +1617,9 @@ def test_validation_is_that_of_predict_after_each_epoch(loss, extras, weighted, 
         p = state.network.predict(X)
         each = [LOSS_FORMULAS[loss](p[i : i + 1], rows[i : i + 1]) for i in range(len(p))]
         expected["validation_loss"].append(np.average(each, weights=weights))
-        expected["validation_error"].append(np.average(np.abs(p - rows).mean(axis=1), weights=weights))
+        expected["validation_error"].append(
+            np.average(np.abs(predictions(loss, p) - rows).mean(axis=1), weights=weights)
+        )
         expected["validation_score"].append(score_of(loss, y, p, weights))
 
     settings = {"hidden": 4, "loss": loss, "epochs": 6, "batch_size": 5, "seed": 0, "backend": backend} | extras
@@ -1994,6 +2225,12 @@ BAD = [
     ({"hidden": ((3,),)}, ParameterTypeError, r"'hidden\[0\]'"),
     ({"hidden": (1,) * 1001}, ParameterError, "at most 1000 layers"),
     ({"hidden": (10**9, 10**9)}, ResourceError, "memory"),
+    ({"quantiles": (0.5, 0.1)}, ParameterError, "'quantiles' must be one number or more, none below the one before"),
+    ({"quantiles": ()}, ParameterError, "'quantiles' must be one number or more"),
+    ({"quantiles": (0.0, 0.5)}, ParameterError, r"'quantiles\[0\]' must be a finite number > 0 and < 1, got 0.0"),
+    ({"quantiles": 0.5}, ParameterTypeError, "'quantiles' must be a sequence of numbers"),
+    ({"quantiles": "0.5"}, ParameterTypeError, "'quantiles' must be a sequence of numbers"),
+    ({"crossing_penalty": -1.0, "loss": "quantile"}, ParameterError, "'crossing_penalty' must be a finite number >= 0"),
     ({"huber_delta": 0, "loss": "huber"}, ParameterError, "'huber_delta' must be a finite number > 0"),
     ({"huber_delta": np.inf, "loss": "huber"}, ParameterError, "'huber_delta'"),
     ({"huber_delta": "1"}, ParameterTypeError, "'huber_delta'"),
@@ -2161,6 +2398,8 @@ BAD_WITH_NETWORK = [
     ({"bias": False}, ParameterError, "'bias' must be left out"),
     ({"loss": "binary_cross_entropy"}, ParameterError, "'loss' must be left out"),
     ({"huber_delta": 2.0}, ParameterError, "'huber_delta' must be left out"),
+    ({"quantiles": (0.5,)}, ParameterError, "'quantiles' must be left out"),
+    ({"crossing_penalty": 1.0}, ParameterError, "'crossing_penalty' must be left out"),
     ({"dropout": (0.1, 0.1)}, ParameterError, r"one per hidden layer \(1\), got 2"),
     ({"validation": (XOR_X, [0, 1])}, DataError, r"validation\[0\] has 4 rows, validation\[1\] has 2"),
     ({"init": "zeros"}, ParameterError, "'init' must be left out"),
@@ -2591,6 +2830,8 @@ TOO_SMALL = [
     ({"min_delta": 1e-320}, ParameterError, "'min_delta'"),
     ({"loss": "huber", "huber_delta": 1e-46, "dtype": "float32"}, ParameterError, "'huber_delta'"),
     ({"loss": "huber", "huber_delta": 1e-320}, ParameterError, "'huber_delta'"),
+    ({"loss": "quantile", "crossing_penalty": 1e-320}, ParameterError, "'crossing_penalty'"),
+    ({"loss": "quantile", "quantiles": (0.5, 1 - 1e-12), "dtype": "float32"}, ParameterError, r"'quantiles\[1\]'"),
     ({"network": Network((2, 1), loss="huber", huber_delta=1e-40, dtype="float32")}, ParameterError, "'huber_delta'"),
     ({"sample_weight": [1, 1, 1e-320, 1]}, DataError, "'sample_weight' must be 0 or at least 2.23e-308 in float64"),
     ({"sample_weight": [1e-40] * 4, "dtype": "float32"}, DataError, "'sample_weight' must be 0 or at least 1.18e-38"),

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from helpers import output_of
+from helpers import loss_settings, output_of
 
 import fastbp
 from fastbp import checkpoint, trainer
@@ -23,7 +23,8 @@ from fastbp.network import Network
 from fastbp.trainer import Trainer
 
 OPTIMIZERS = [SGD(0.01), SGD(0.01, momentum=0.9), SGD(0.01, momentum=0.9, nesterov=True), Adam(), AdamW(), RMSprop()]
-TASKS = {"cross_entropy": 4, "binary_cross_entropy": 2, "squared_error": 3}  # outputs, where there is more than one
+# Outputs, where there is more than one.
+TASKS = {"cross_entropy": 4, "binary_cross_entropy": 2, "squared_error": 3, "quantile": 3, "gaussian_nll": 4}
 ROWS = 45
 
 
@@ -32,7 +33,7 @@ def task(loss, rng, n=ROWS, dtype="float64"):
     X = rng.normal(size=(n, 3)).astype(dtype)
     if loss == "cross_entropy":
         return X, rng.integers(0, outputs, n), outputs
-    return X, rng.integers(0, 2, (n, outputs)).astype(dtype), outputs
+    return X, rng.integers(0, 2, (n, outputs // 2 if loss == "gaussian_nll" else outputs)).astype(dtype), outputs
 
 
 def state_of(trainer):
@@ -51,7 +52,7 @@ def state_of(trainer):
 def test_steps_on_the_batches_of_an_epoch_are_an_epoch(optimizer, loss, settings, dtype, rng):
     X, y, outputs = task(loss, rng, dtype=dtype)
     for batch_size in (1, 4, 8, 16, 17, 32, 45):  # the last batch is short in most
-        expected = Network((3, 9, outputs), activation="tanh", loss=loss, seed=1, dtype=dtype)
+        expected = Network((3, 9, outputs), activation="tanh", seed=1, dtype=dtype, **loss_settings(loss, outputs))
         actual = expected.copy()
         fastbp.train(
             X, y, network=expected, optimizer=optimizer, shuffle=False, batch_size=batch_size, epochs=1, **settings
@@ -62,6 +63,34 @@ def test_steps_on_the_batches_of_an_epoch_are_an_epoch(optimizer, loss, settings
 
         assert actual.params.tobytes() == expected.params.tobytes()
         assert trainer.steps == -(-ROWS // batch_size)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 30])
+@pytest.mark.parametrize(("loss", "outputs"), [("squared_error", 3), ("quantile", 3), ("gaussian_nll", 6)])
+def test_steps_with_weights_of_targets_are_epochs(loss, outputs, rows, rng):
+    X, y, weights = rng.normal(size=(rows, 3)), rng.normal(size=(rows, 3)), rng.choice([0, 0.5, 2], (rows, 3))
+    weights[0, 0] = 1
+    y[weights == 0] = np.nan
+    expected = Network((3, 9, outputs), activation="tanh", seed=1, **loss_settings(loss, outputs))
+    actual = expected.copy()
+    fastbp.train(X, y, network=expected, batch_size=None, epochs=3, sample_weight=weights)
+    trainer = Trainer(actual)
+    for _ in range(3):
+        trainer.step(X, y, weights)
+
+    assert actual.params.tobytes() == expected.params.tobytes()
+
+
+def test_one_target_for_all_quantiles_may_have_any_form(rng):
+    X, y = rng.normal(size=(3, 2)), rng.normal(size=3)  # as many rows as outputs
+    networks = [Network((2, 5, 3), loss="quantile", seed=0) for _ in range(3)]
+    for network, targets in zip(networks, (y, y[:, None], np.tile(y[:, None], 3)), strict=True):
+        trainer = Trainer(network)
+        for _ in range(3):
+            trainer.step(X, targets)
+
+    first, *others = (network.params.tobytes() for network in networks)
+    assert others == [first, first]
 
 
 @pytest.mark.parametrize("sizes", [(3, 4, 1), (3, 8, 8, 2), (3, 100, 1), (3, 1)])
@@ -301,7 +330,7 @@ def test_interrupted_step_was_not_made(monkeypatch, rng):
     X, y = rng.normal(size=(1000, 3)), rng.normal(size=(1000, 1))
     one = Trainer(Network((3, 4, 1), seed=0))
     one.step(X, y)
-    before, batch = state_of(one), one._batch(1000, False)
+    before, batch = state_of(one), one._batch(1000, 1, 0)
     assert len(batch.calls) > 1
 
     calls = []
@@ -312,7 +341,7 @@ def test_interrupted_step_was_not_made(monkeypatch, rng):
             raise KeyboardInterrupt
         return batch.run(blocks)
 
-    monkeypatch.setattr(one, "_batch", lambda n, weighted: batch._replace(run=interrupted))
+    monkeypatch.setattr(one, "_batch", lambda n, columns, kind: batch._replace(run=interrupted))
     one._batches.clear()
     with pytest.raises(KeyboardInterrupt):
         one.step(X, y)
