@@ -24,6 +24,7 @@ try:
     import scipy.sparse
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
     from sklearn.exceptions import ConvergenceWarning
+    from sklearn.metrics import d2_pinball_score
     from sklearn.model_selection import train_test_split
     from sklearn.preprocessing import LabelBinarizer
     from sklearn.utils import check_random_state, column_or_1d
@@ -34,7 +35,7 @@ except ImportError as error:
     raise ImportError('fastbp.sklearn needs scikit-learn >= 1.6: pip install "fastbp[sklearn]"') from error
 
 from fastbp import checks, choices
-from fastbp.choices import CLASSIFYING, INITIALISERS, LOSSES, OPTIMIZERS, SCHEDULES, SGD
+from fastbp.choices import CLASSIFYING, INITIALISERS, LOSSES, OPTIMIZERS, QUANTILES, SCHEDULES, SGD, outputs_of
 from fastbp.network import Network
 from fastbp.progress import Progress
 from fastbp.train import TrainResult, resume, train
@@ -189,7 +190,9 @@ class _Perceptron(BaseEstimator):
     init: str = "scikit-learn"
     n_threads: Any = 1
     class_weight: Any = dataclasses.field(default=None, init=False)  # a parameter of the classifier
-    huber_delta: float = dataclasses.field(default=1.0, init=False)  # a parameter of the regressor
+    huber_delta: float = dataclasses.field(default=1.0, init=False)  # as the next two, of the regressor
+    quantiles: Any = dataclasses.field(default=QUANTILES, init=False)
+    crossing_penalty: float = dataclasses.field(default=0.0, init=False)
 
     @property
     def coefs_(self) -> list[Array]:
@@ -244,8 +247,9 @@ class _Perceptron(BaseEstimator):
             One sample a row. A sparse matrix is made dense.
         y : array_like of shape (n,) or (n, outputs)
             Labels of classes or a 0 or 1 for each label; numbers for a regressor.
-        sample_weight : array_like of shape (n,), optional
-            Weights of the rows, at least 0.
+        sample_weight : array_like of shape (n,) or (n, outputs), optional
+            Weights of the rows, at least 0, or of a regressor of each target, also of each level of "quantile"; a
+            target that is missing has weight 0 and any number.
 
         Returns
         -------
@@ -262,7 +266,7 @@ class _Perceptron(BaseEstimator):
         self._check_parameters()
         fresh = not (self.warm_start and hasattr(self, "network_"))
         X, targets = self._rows(X, y, fresh, complete=not fresh)
-        weights = None if sample_weight is None else checks.row_weights(sample_weight, len(X), X.dtype)
+        weights = self._weights(sample_weight, targets, X.dtype)
         random = check_random_state(self.random_state)
         network = self._new_network(X, targets, random) if fresh else self._known_network(targets)
         if isinstance(self.solver, str) and self.solver == "lbfgs":
@@ -339,6 +343,14 @@ class _Perceptron(BaseEstimator):
         self._opened = _Opened(result, told_now)
         return self
 
+    def _weights(self, sample_weight: Any, targets: Array, dtype: Any) -> Array | None:
+        if sample_weight is None:
+            return None
+        loss = self._loss(targets)
+        levels = len(checks.quantiles(self.quantiles, loss)) or None
+        with _named():
+            return checks.weighted_targets(targets, sample_weight, loss, len(targets), levels, dtype)[1]
+
     def _told(self) -> tuple[Any, ...] | None:
         """Return the parameters that count in `partial_fit`; None if some of them might change unnoticed, or speak."""
         values = tuple(getattr(self, name) for name in self.__dataclass_fields__ if name not in WITHOUT_EFFECT)
@@ -374,11 +386,16 @@ class _Perceptron(BaseEstimator):
         """Return a copy of the network, which is to be trained further; refuse parameters that describe another."""
         network = self.network_
         units = checks.hidden(self.hidden_layer_sizes, "hidden_layer_sizes")
+        loss = self._loss(targets)
+        levels = checks.quantiles(self.quantiles, loss)
+        penalty = checks.number("crossing_penalty", self.crossing_penalty, at_least=0) if levels else 0.0
         described = {
             "hidden_layer_sizes": (units, network.sizes[1:-1]),
             "activation": (checks.activations(self._activation(), len(units)), network.activations[:-1]),
-            "loss": (self._loss(targets), network.loss),
+            "loss": (loss, network.loss),
             "huber_delta": (checks.number("huber_delta", self.huber_delta, above=0), network.huber_delta),
+            "quantiles": (levels, network.quantiles),
+            "crossing_penalty": (penalty, network.crossing_penalty),
             "dtype": (checks.dtype(self.dtype, network.params), network.params.dtype),
         }
         for name, (now, before) in described.items():
@@ -489,11 +506,15 @@ class _Perceptron(BaseEstimator):
         units = checks.hidden(self.hidden_layer_sizes, "hidden_layer_sizes")
         names = checks.activations(self._activation(), len(units))
         theirs = checks.choice("init", self.init, ("scikit-learn", *INITIALISERS)) == "scikit-learn"
+        loss, columns = self._loss(targets), targets.shape[1] if targets.ndim == 2 else len(self.classes_)
+        outputs = outputs_of(loss, columns, len(checks.quantiles(self.quantiles, loss)))
         network = Network(
-            (X.shape[1], *units, targets.shape[1] if targets.ndim == 2 else len(self.classes_)),
+            (X.shape[1], *units, outputs),
             activation=names,
-            loss=self._loss(targets),
+            loss=loss,
             huber_delta=self.huber_delta,
+            quantiles=self.quantiles,
+            crossing_penalty=self.crossing_penalty,
             init="zeros" if theirs else self.init,
             seed=None if theirs else _seed(random),
             dtype=X.dtype,
@@ -625,7 +646,7 @@ class _Perceptron(BaseEstimator):
             y = checks.targets(targets, network.loss, len(X), network.sizes[-1], X.dtype)
         if class_weight is not None:
             weights = checks.class_weights(class_weight, network.loss, y, weights)
-        total = len(X) if weights is None else float(weights.sum(dtype=np.float64))
+        total = len(X) if weights is None else float(weights.sum(dtype=np.float64)) / (weights.size // len(X))
         layers = zip(network.weights, network.biases, strict=True)
         penalty = np.concatenate([part for w, b in layers for part in (np.full(w.size, alpha / total), 0.0 * b)])
 
@@ -999,10 +1020,15 @@ class MLPRegressor(RegressorMixin, _Perceptron):
 
     Parameters
     ----------
-    loss : {"squared_error", "poisson", "absolute_error", "huber"}, default "squared_error"
-        What is minimised; "poisson" predicts rates above 0, for targets not below 0.
+    loss : {"squared_error", "poisson", "absolute_error", "huber", "quantile", "gaussian_nll"}, default "squared_error"
+        What is minimised; "poisson" predicts rates above 0, for targets not below 0, "quantile" predicts quantiles of
+        one target, or one each of as many, and "gaussian_nll" mean and standard deviation of each target.
     huber_delta : float, default 1.0
         Size of a residual above which "huber" is no longer quadratic; above 0.
+    quantiles : sequence of float, default (0.1, 0.5, 0.9)
+        The levels that "quantile" predicts, above 0, below 1, none below the one before.
+    crossing_penalty : float, default 0.0
+        Times how far a quantile is above the next one, it is added to the loss of a row; at least 0.
     hidden_layer_sizes, activation, solver, ...
         All others are those of `MLPClassifier`, but for `class_weight`.
 
@@ -1013,7 +1039,9 @@ class MLPRegressor(RegressorMixin, _Perceptron):
 
     Notes
     -----
-    As for `MLPClassifier`.
+    As for `MLPClassifier`. `score` is R^2, of "gaussian_nll" that of the means, and of "quantile" D^2, the mean over
+    the levels of scikit-learn's `d2_pinball_score`. So is that of a validation, but for the best constant prediction,
+    which there is the quantile of the validation that has the least loss, while scikit-learn interpolates.
 
     Examples
     --------
@@ -1028,6 +1056,8 @@ class MLPRegressor(RegressorMixin, _Perceptron):
     activation: Any = "relu"
     _: dataclasses.KW_ONLY
     huber_delta: float = 1.0
+    quantiles: Any = QUANTILES
+    crossing_penalty: float = 0.0
 
     @available_if(_has_batches)
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -1056,28 +1086,75 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         """
         return self._partial_fit(X, y, sample_weight)
 
-    def predict(self, X: Any) -> Array:
+    def predict(self, X: Any, return_std: bool = False) -> Array | tuple[Array, Array]:
         """Return the numbers predicted for each row.
 
         Parameters
         ----------
         X : array_like or sparse matrix of shape (n, features)
             One sample a row.
+        return_std : bool, default False
+            Whether to return standard deviations too; for "gaussian_nll".
 
         Returns
         -------
-        ndarray of shape (n,) or (n, outputs)
-            In the precision of the network.
+        ndarray of shape (n,) or (n, outputs), or two of them
+            In the precision of the network; with "quantile" a column for each level, with "gaussian_nll" the mean of
+            each target, and if so asked then the standard deviation.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        ParameterError
+            If `return_std` is asked for with another loss.
+        ValueError
+            If X has other features than those of `fit`, or values that are not finite.
+        """
+        outputs = self._outputs(X)
+        gaussian = self.network_.loss == "gaussian_nll"
+        if checks.flag("return_std", return_std) and not gaussian:
+            raise checks.ParameterError(f"must be False with the loss {self.network_.loss!r}, got True", "return_std")
+        parts = np.split(outputs, 2, axis=1) if gaussian else [outputs]
+        mean, *rest = (part.ravel() if part.shape[1] == 1 else part for part in parts)
+        return (mean, np.exp(0.5 * rest[0])) if return_std else mean
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return R^2 of the predictions, or with "quantile" D^2, the mean over the levels; 1 is the best.
+
+        Parameters
+        ----------
+        X : array_like or sparse matrix of shape (n, features)
+            One sample a row.
+        y : array_like of shape (n,) or (n, outputs)
+            Targets, as for `fit`.
+        sample_weight : array_like of shape (n,), optional
+            Weights of the rows.
+
+        Returns
+        -------
+        float
+            What scikit-learn's `r2_score` or `d2_pinball_score` computes.
 
         Raises
         ------
         NotFittedError
             Before `fit`.
         ValueError
-            If X has other features than those of `fit`, or values that are not finite.
+            If X or y has another form than for `fit`, or values that are not finite.
         """
-        outputs = self._outputs(X)
-        return outputs.ravel() if outputs.shape[1] == 1 else outputs
+        check_is_fitted(self)
+        levels = self.network_.quantiles
+        if not levels:
+            return super().score(X, y, sample_weight)
+        predicted = self._outputs(X)
+        given = np.asarray(y).reshape(len(predicted), -1)
+        targets = np.broadcast_to(given, predicted.shape) if given.shape[1] == 1 else given
+        scores = [
+            d2_pinball_score(targets[:, k], predicted[:, k], alpha=level, sample_weight=sample_weight)
+            for k, level in enumerate(levels)
+        ]
+        return float(np.mean(scores))
 
     def _rows(self, X: Any, y: Any, reset: bool, classes: Any = None, complete: bool = False) -> tuple[Array, Array]:
         X, y = self._validated(X, y, reset, y_numeric=True)
@@ -1088,5 +1165,5 @@ class MLPRegressor(RegressorMixin, _Perceptron):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
+        tags.target_tags.multi_output = self.loss != "quantile"  # whose columns are levels
         return tags

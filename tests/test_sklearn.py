@@ -15,10 +15,11 @@ import pytest
 import sklearn.neural_network
 from helpers import forged, output_of
 from scipy import sparse
+from scipy.stats import norm
 from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.exceptions import ConvergenceWarning, DataConversionWarning, NotFittedError
-from sklearn.metrics import accuracy_score, r2_score
+from sklearn.metrics import accuracy_score, d2_pinball_score, r2_score
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -308,11 +309,21 @@ RULES = parametrize_with_checks(
     ],
     expected_failed_checks=expected_failures,
 )
+OTHER_LOSSES = [MLPRegressor("gaussian_nll", max_iter=100), MLPRegressor("quantile", quantiles=(0.5,), max_iter=100)]
+RULES_OF_OTHER_LOSSES = parametrize_with_checks(OTHER_LOSSES)
 
 
 # A list, because of the generator that older versions of scikit-learn hand over pytest warns.
 @pytest.mark.parametrize(RULES.args[0], list(RULES.args[1]), **RULES.kwargs)
 def test_estimator_keeps_the_rules_of_scikit_learn(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    RULES_OF_OTHER_LOSSES.args[0], list(RULES_OF_OTHER_LOSSES.args[1]), **RULES_OF_OTHER_LOSSES.kwargs
+)
+def test_estimator_of_other_losses_keeps_the_rules_of_scikit_learn(estimator, check):
     check(estimator)
 
 
@@ -1284,6 +1295,98 @@ def test_losses_that_outliers_do_not_move(loss):
     assert abs(robust.predict([[1.0]])[0] - 2) < 0.2 < 2 < abs(plain.predict([[1.0]])[0] - 2)
     assert robust.network_.huber_delta == 0.1
     assert robust.out_activation_ == "identity"
+
+
+def spreading(rows=1000):
+    """One feature, and a target of known mean and deviation."""
+    rng = np.random.default_rng(4)
+    x = rng.uniform(-1, 1, rows)
+    return x[:, None], 2 * x + (0.5 + 0.3 * x) * rng.normal(size=rows), 2 * x, 0.5 + 0.3 * x
+
+
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+def test_quantiles_are_columns_and_scored_by_scikit_learn(solver):
+    X, y, mean, sigma = spreading()
+    settings = {"solver": solver, "hidden_layer_sizes": (), "learning_rate_init": 0.02, "random_state": 0}
+    regressor = MLPRegressor("quantile", quantiles=[0.2, 0.5, 0.8], **settings).fit(X, y)
+    predicted = regressor.predict(X)
+
+    expected = mean[:, None] + sigma[:, None] * norm.ppf([0.2, 0.5, 0.8])
+    assert predicted.shape == (1000, 3)
+    assert np.abs(predicted - expected).mean() < 0.06
+    scores = [d2_pinball_score(y, predicted[:, k], alpha=q) for k, q in enumerate((0.2, 0.5, 0.8))]
+    assert regressor.score(X, y) == pytest.approx(np.mean(scores), rel=1e-14)
+    assert regressor.network_.quantiles == (0.2, 0.5, 0.8)
+    assert clone(regressor).get_params()["quantiles"] == [0.2, 0.5, 0.8]
+    assert MLPRegressor("quantile", quantiles=(0.5,), max_iter=2).fit(X, y).predict(X).shape == (1000,)
+
+
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+@pytest.mark.parametrize("columns", [1, 2])
+def test_gaussian_nll_predicts_means_and_deviations(columns, solver):
+    X, y, mean, sigma = spreading()
+    settings = {"solver": solver, "hidden_layer_sizes": (8,), "activation": "tanh", "random_state": 0}
+    regressor = MLPRegressor("gaussian_nll", learning_rate_init=0.02, **settings)
+    regressor.fit(X, y if columns == 1 else np.column_stack([y, 3 * y]))
+    means, deviations = regressor.predict(X, return_std=True)
+    if columns == 2:
+        np.testing.assert_allclose(means[:, 1], 3 * mean, atol=0.5)
+        means, deviations = means[:, 0], deviations[:, 0]
+
+    assert np.abs(means - mean).mean() < 0.06
+    assert np.abs(deviations / sigma - 1).mean() < 0.1
+    if columns == 1:
+        np.testing.assert_array_equal(regressor.predict(X), means)
+        assert regressor.score(X, y) == r2_score(y, means)
+
+
+def test_deviations_are_for_gaussian_nll_alone():
+    X = features()
+    regressor = MLPRegressor(**SHORT).fit(X, X[:, 0])
+
+    with pytest.raises(ParameterError, match="'return_std' must be False with the loss 'squared_error', got True"):
+        regressor.predict(X, return_std=True)
+
+
+@pytest.mark.parametrize("loss", ["squared_error", "gaussian_nll", "quantile"])
+@pytest.mark.parametrize("solver", ["sgd", "lbfgs"])
+def test_missing_targets_have_no_weight(solver, loss):
+    X = features()
+    y, weights = X[:, :3] + 0.5, np.arange(3 * ROWS).reshape(ROWS, 3) % 2
+    settings = {"solver": solver, "shuffle": False, **SHORT}
+
+    expected = MLPRegressor(loss, **settings).fit(X, y, weights)
+    actual = MLPRegressor(loss, **settings).fit(X, np.where(weights > 0, y, 1e6), weights)
+
+    agree(parameters(actual), parameters(expected), 1e-12)
+    if solver == "sgd":
+        y_held = np.where(weights > 0, y, 1e6)
+        actual = MLPRegressor(loss, **settings, validation=(X, y_held, weights)).partial_fit(X, y, weights)
+        agree(parameters(actual), parameters(MLPRegressor(loss, **settings).partial_fit(X, y, weights)), 0)
+
+
+def test_early_stopping_watches_the_quantiles():
+    X, y, _, _ = spreading(300)
+    regressor = MLPRegressor("quantile", early_stopping=True, random_state=0, learning_rate_init=0.01).fit(X, y)
+
+    assert regressor.best_validation_score_ == max(regressor.validation_scores_) > 0.2
+
+
+def test_other_quantiles_are_another_network():
+    X, y, _, _ = spreading(50)
+    regressor = MLPRegressor("quantile", warm_start=True, **SHORT).fit(X, y)
+    for changed in ({"quantiles": (0.1, 0.4, 0.9)}, {"crossing_penalty": 1.0}):
+        with pytest.raises(ParameterError, match=f"'{next(iter(changed))}' must be what the network was made with"):
+            clone(regressor).fit(X, y).set_params(**changed).fit(X, y)
+    clone(regressor).set_params(loss="huber").fit(X, y).set_params(quantiles=(0.3,)).fit(X, y)  # of no effect
+
+
+def test_bad_quantiles_are_named():
+    X = features()
+    with pytest.raises(ParameterError, match="'quantiles'"):
+        MLPRegressor("quantile", quantiles=(0.9, 0.1)).fit(X, X[:, 0])
+    with pytest.raises(DataError, match="y has 2 columns, the network has 3 outputs"):
+        MLPRegressor("quantile").fit(X, X[:, :2])
 
 
 @pytest.mark.parametrize("solver", ["adam", "lbfgs"])
