@@ -16,6 +16,7 @@ from fastbp import reference
 from fastbp.choices import (
     ACTIVATIONS,
     ELEMENTWISE,
+    LEARNING_RATE,
     LOSSES,
     SGD,
     Adam,
@@ -731,7 +732,8 @@ def test_factor_multiplies_the_learning_rate_of_its_epoch(optimizer, problem):
     run(plan, memory, rows_of(X, y))
     by_hand, other = prepare(network, 11, 4, optimizer, 3, shuffled=True)
     for epoch in range(3):
-        settings = by_hand.settings * np.array([0.5**epoch, 1, 1, 1, 1])
+        settings = by_hand.settings.copy()
+        settings[LEARNING_RATE] *= 0.5**epoch
         run(by_hand._replace(settings=settings), other, rows_of(X, y), blocks=3)
 
     expected = other.params, other.loss
