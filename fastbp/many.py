@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import os
-import threading
+import pickle
+import platform
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import Executor, Future
 from hashlib import sha256
+from queue import SimpleQueue
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,7 +43,10 @@ _OF_SETTINGS = tuple(
 )  # fmt: skip
 _SHARED = tuple(name for name in _TOLD if name not in ("seed", *_OWN))
 _OF_NETWORK = ("activation", "output", "loss", "huber_delta", "quantiles", "crossing_penalty", "bias", "init")
-PARTS = 4  # tasks for each core of this machine that an executor is handed, if not told otherwise
+_DATA = ("validation", "sample_weight", "rows", "validation_rows")  # settings that are large
+PARTS = 4  # for each core of this machine that an executor is handed, if not told otherwise
+LANES = 16  # of a vector in float32, twice those in float64: a part has a multiple of them
+PROBES = 16  # parts that are sent before anybody has answered; each worker that answers is followed by two more
 
 
 class ManyResult(NamedTuple):
@@ -62,7 +70,8 @@ class ManyResult(NamedTuple):
     seeds : ndarray of shape (networks,)
         What seeded each network.
     seconds, compile_seconds : float
-        Time of the training itself; time to compile kernels or load them from disk.
+        Time of the training itself; time to compile kernels or load them from disk. An executor's workers compile
+        within the first, and the second is 0.
     """
 
     networks: list[Network]
@@ -156,9 +165,10 @@ def train_many(
         "auto" is one.
     executor : concurrent.futures.Executor, optional
         Who trains, in parts: a pool of threads or processes, loky's, or ``Client.get_executor()`` of a dask cluster.
-        A part is a pure function of what it is handed, so that it may be computed again wherever a worker is lost.
+        What becomes of a part depends on no worker, so that it may be trained again where one is lost, as dask does.
     part : int, optional
-        Networks of a part for the executor; by default four parts for each core of this machine.
+        Networks of a part for the executor, which are cut in the order of their shapes; by default four parts for each
+        core of this machine, in multiples of 16, which fill all lanes. Say it for a cluster.
     progress : bool, default False
         Whether to show a bar on stderr that counts the networks that have ended.
     **settings
@@ -182,7 +192,9 @@ def train_many(
     ParameterError, ParameterTypeError, DataError
         As `fastbp.train`, before any network is trained, and if a setting is unknown or concerns the call.
     ResourceError
-        If the training would not fit into memory; it says how many networks would.
+        If the training would not fit into memory, or a part into that of a worker; it says how many networks would.
+    Exception
+        What ends a worker or the executor, such as BrokenProcessPool, comes as it is; what waits is cancelled.
 
     Notes
     -----
@@ -192,7 +204,12 @@ def train_many(
     are added here in the order of the rows, there in lanes. Networks that are not for lanes have the bits of `train`.
 
     A network that has stopped gives its lane to the next that waits. One that diverges stops alone. Ctrl-C raises
-    KeyboardInterrupt within 50 ms, whose attribute `result` is a ManyResult of what is finished.
+    KeyboardInterrupt within 50 ms; it and whatever else ends a training has an attribute `result`, a ManyResult of what
+    is finished. Parts that an executor's workers are at go on to their end, and nobody hears of them.
+
+    X, y and the arrays in `settings` are shipped once to each worker that has not got them, when it says so, and those
+    of single networks with their part. A worker keeps the last ones until others come, for the next call. Data go by
+    pickle, as all that executors ship.
 
     Examples
     --------
@@ -213,18 +230,19 @@ def train_many(
     tasks = _tasks(X, y, told)
     began = time.perf_counter()
     with Progress(len(tasks), shown, "network") as bar:
-        if executor is None:
-            workshop = Workshop(tasks, min(wanted or cores(), len(tasks)), bar.show)
-            _check_memory(workshop)
-            try:
+        most = cores() if executor is None else 1
+        workshop = Workshop(tasks, min(wanted or most, len(tasks)), bar.show)
+        _check_memory(workshop)
+        try:
+            if executor is None:
                 workshop.run()
-            except KeyboardInterrupt as interrupt:
-                interrupt.result = _result(tasks, workshop.outcomes, began, 0.0)  # type: ignore[attr-defined]
-                raise
-            return _result(tasks, workshop.outcomes, began, workshop.compile_seconds)
-        size = size or max(1, math.ceil(len(tasks) / (PARTS * cores())))
-        outcomes = _distribute(executor, tasks[0].X, tasks[0].y, X, y, told, size, wanted or 1, bar)
-        return _result(tasks, outcomes, began, 0.0)
+            else:
+                size = size or LANES * math.ceil(len(tasks) / (LANES * PARTS * cores()))
+                _distribute(executor, tasks, X, y, told, settings, workshop, size, bar)
+        except BaseException as error:
+            error.result = _result(tasks, workshop.outcomes, began, 0.0)  # type: ignore[attr-defined]
+            raise
+        return _result(tasks, workshop.outcomes, began, workshop.compile_seconds)
 
 
 # --- what each network is told ----------------------------------------------------------------------------------------
@@ -327,59 +345,122 @@ def _check_memory(workshop: Workshop) -> None:
 
 
 class Missing(NamedTuple):
-    """What a worker answers that has not got the data yet."""
+    """What a worker answers that has not got the data."""
 
     worker: str
 
 
-_shipped: dict[str, tuple[Any, Any]] = {}  # of a worker: the data of the last call, by their digest
-_shipping = threading.Lock()
+class Shared(NamedTuple):
+    """The data that all networks share: what is shipped once to each worker."""
+
+    digest: str
+    X: Any
+    y: Any
+    settings: dict[str, Any]  # those of _DATA
+
+
+_kept: Shared | None = None  # of a worker: the last one that came; replaced in one go, so that threads need no lock
 
 
 def _distribute(
-    executor: Executor, checked_X: Array, checked_y: Array, X: Any, y: Any, told: list[dict[str, Any]], size: int,
-    threads: int, bar: Progress,
-) -> dict[int, Outcome]:  # fmt: skip
-    """Have the parts trained: first without the data, which are sent to whoever answers that they are missing."""
-    X, y = np.asarray(X), np.asarray(y)
-    digest = sha256(X.tobytes() + y.tobytes() + repr((X.shape, y.shape, X.dtype, y.dtype)).encode()).hexdigest()
-    outcomes: dict[int, Outcome] = {}
-    waiting: dict[Future[Any], int] = {}
-    done = 0
+    executor: Executor, tasks: list[Task], X: Any, y: Any, told: list[dict[str, Any]], settings: dict[str, Any],
+    workshop: Workshop, size: int, bar: Progress,
+) -> None:  # fmt: skip
+    """Have parts trained by whoever the executor has, and gather what comes back in the workshop's outcomes.
+
+    Nobody says who will get a part, and only a worker itself knows that it has no data. So the first parts are sent
+    bare, and for each worker that answers that data are missing one part is sent with them; what else it refuses waits.
+    """
+    global _kept
+    common = _TOLD | settings
+    shared = Shared("", np.asarray(X), np.asarray(y), {name: common[name] for name in _DATA})
+    buffers: list[pickle.PickleBuffer] = []  # of the arrays, which are not copied
+    digest = sha256(pickle.dumps(shared, protocol=5, buffer_callback=buffers.append))
+    for buffer in buffers:
+        digest.update(buffer.raw())
+    shared = shared._replace(digest=digest.hexdigest())
+    light = {name: value for name, value in common.items() if name not in _DATA and value is not _TOLD[name]}
+    light["dtype"] = checks.dtype(common["dtype"], X).name  # for an array of other libraries' floats has another one
+
+    def part_of(places: list[int]) -> list[dict[str, Any]]:
+        part = []
+        for place in places:
+            own = {name: value for name, value in told[place].items() if value is not common[name]}
+            if "dtype" in own:
+                own["dtype"] = tasks[place].network.params.dtype.name
+            part.append(own)
+        return part
+
+    outcomes, call = workshop.outcomes, uuid4().hex
+    answers: SimpleQueue[Future[Any]] = SimpleQueue()
+    flying: dict[Future[Any], tuple[list[int], str | None]] = {}  # places, and the worker for whom data are sent along
+    served: set[str] = set()  # workers for whom data are on their way
+    numbers = itertools.count()
+
+    def send(places: list[int], worker: str | None = None) -> None:
+        # The number makes each call another one: dask answers the same one as it did before.
+        data = shared.digest if worker is None else shared
+        future = executor.submit(train_part, f"{call}-{next(numbers)}", data, light, part_of(places), workshop.threads)
+        flying[future] = places, worker
+        future.add_done_callback(answers.put)
+
+    order = [task.place for task in workshop.alone]  # they take longest, so that they come first
+    order += [task.place for bucket in workshop.buckets for task in bucket.tasks]  # of one shape, for full lanes
+    waiting = deque(order[first : first + size] for first in range(0, len(order), size))
+    before, _kept = _kept, shared  # for workers that are threads of this process, or forked from it
     try:
-        for first in range(0, len(told), size):
-            waiting[executor.submit(train_part, digest, None, told[first : first + size], threads)] = first
-        while waiting:
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                first, answer = waiting.pop(future), future.result()
-                if isinstance(answer, Missing):
-                    part = told[first : first + size]
-                    waiting[executor.submit(train_part, digest, (X, y), part, threads)] = first
-                    continue
-                outcomes.update((first + place, outcome) for place, outcome in enumerate(answer))
-                done += len(answer)
-                bar.show(done)
+        for _ in range(min(PROBES, len(waiting))):
+            send(waiting.popleft())
+        while flying:
+            future = answers.get()
+            places, carried = flying.pop(future)
+            answer = future.result()
+            if not isinstance(answer, Missing):
+                outcomes.update(zip(places, answer, strict=True))
+                bar.show(len(outcomes))
+                served.discard(carried or "")  # whoever had the part: if it was another, this one will ask again
+                while waiting:
+                    send(waiting.popleft())
+                continue
+            waiting.appendleft(places)
+            if answer.worker not in served:
+                served.add(answer.worker)
+                send(waiting.popleft(), answer.worker)
+                for _ in range(min(2, len(waiting))):  # where there is one, there may be more
+                    send(waiting.popleft())
     finally:
-        for future in waiting:
+        if _kept is shared:
+            _kept = before
+        for future in flying:
             future.cancel()
-    return outcomes
 
 
 def train_part(
-    digest: str, data: tuple[Any, Any] | None, told: list[dict[str, Any]], threads: int
+    number: str, data: Shared | str, settings: dict[str, Any], networks: list[dict[str, Any]], threads: int
 ) -> list[Outcome] | Missing:
-    """Train some networks, on a worker, with data that it keeps until others come: a pure function of its arguments."""
-    with _shipping:
-        if data is not None:
-            _shipped.clear()
-            _shipped[digest] = data
-        elif digest not in _shipped:
-            return Missing(f"{os.getpid()}")
-        X, y = _shipped[digest]
-    tasks = _tasks(X, y, told)
-    workshop = Workshop(tasks, threads, lambda done: None)
+    """Train some networks on a worker, with data that it keeps until others come, or those of which it has the digest.
+
+    What is returned depends on no worker. `number` makes calls differ, and is read by nobody.
+    """
+    global _kept
+    shared = _kept
+    if isinstance(data, Shared):
+        shared = _kept = data
+    elif shared is None or shared.digest != data:
+        return Missing(f"{platform.node()}, process {os.getpid()}")
+    common = _TOLD | shared.settings | settings
+    tasks = _tasks(shared.X, shared.y, [common | own for own in networks])
+    workshop = Workshop(tasks, min(threads, len(tasks)), lambda done: None)
+    _check_memory(workshop)
     workshop.run()
-    return [workshop.outcomes[place] for place in range(len(tasks))]
+    return [_cut(workshop.outcomes[place]) for place in range(len(tasks))]
+
+
+def _cut(outcome: Outcome) -> Outcome:
+    """Leave out the epochs that were not run, which need not be shipped."""
+    names = ("loss", "validation_loss", "validation_score")
+    kept = {name: figures[: outcome.epochs] for name in names if (figures := getattr(outcome, name)) is not None}
+    return outcome._replace(**kept)
 
 
 # --- what is returned -------------------------------------------------------------------------------------------------
