@@ -1,4 +1,4 @@
-"""Two pictures: the loss over the epochs, and what a network of two inputs makes of the plane.
+"""Three pictures: the loss over the epochs, of one network or of many; and what one of two inputs makes of the plane.
 
 Each is drawn into the axes given, or into those of a new figure of pyplot, and returns the axes; to show or save them
 is up to the caller. Colours are told apart by colour-blind eyes, and in grey by lightness, line style and marker.
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastbp import checks
+from fastbp.many import ManyResult
 from fastbp.network import Network
 from fastbp.train import TrainResult
 
@@ -27,6 +28,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK = "#333333"
 POINTS: dict[str, Any] = {"s": 26, "edgecolors": "white", "linewidths": 0.6, "zorder": 3}
 
+_POINTS = 200  # of a curve of many: more are not seen, and a file holds them all
+_CURVES = 9  # of single networks
 _CELLS = 200  # of the grid, along each side: borders look smooth, and predictions take some ms
 _MARGIN = 0.08  # of the plane beyond the points, in spans of them
 
@@ -67,8 +70,6 @@ def loss_curve(result: TrainResult, ax: Axes | None = None) -> Axes:
     checks.instance("result", result, TrainResult)
     checks.count("len(result.loss)", len(result.loss))
     ax = _axes("loss_curve", ax)
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
-
     epochs = np.arange(1, len(result.loss) + 1)
     curves = {"training": result.loss}
     if result.validation_loss is not None:
@@ -81,17 +82,64 @@ def loss_curve(result: TrainResult, ax: Axes | None = None) -> Axes:
     ax.axvline(best, color=INK, lw=0.8, ls=":")
     ax.plot([best], [losses[best - 1]], "o", ms=7, mfc="white", mec=INK, mew=1.5, label=f"best epoch: {best:,}")
     lowest, highest = min(map(np.min, curves.values())), max(map(np.max, curves.values()))
-    if lowest > 0:
-        ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest < 100 * lowest else (1,)))
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    ax.xaxis.set_major_formatter("{x:,.0f}")
-    ax.set_xlabel("epoch")
-    ax.set_ylabel("loss")
-    ax.grid(alpha=0.25)
-    ax.legend()
+    _finish_losses(ax, lowest, highest)
+    return ax
+
+
+def loss_spread(result: ManyResult, ax: Axes | None = None) -> Axes:
+    """Draw how the losses of many networks spread in each epoch: bands of half and nine tenths of them, and some alone.
+
+    A network that has stopped counts with its last loss. The single ones are those whose last losses are the least, the
+    most, and seven between at equal shares. The scale is logarithmic if all losses are above 0.
+
+    Parameters
+    ----------
+    result : ManyResult
+        What `fastbp.train_many` returned, of at least one epoch.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default the axes of a new figure of pyplot.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        Where it was drawn.
+
+    Raises
+    ------
+    ParameterError
+        If there is no epoch.
+    ParameterTypeError
+        If `result` is not a ManyResult or `ax` no axes of matplotlib.
+    ImportError
+        If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> from fastbp import train_many
+    >>> from matplotlib.figure import Figure
+    >>> result = train_many([[0.0], [1.0]], [0.0, 1.0], 20, epochs=50, seed=0)
+    >>> axes = loss_spread(result, ax=Figure().subplots())
+    >>> [text.get_text() for text in axes.get_legend().get_texts()]
+    ['90 % of the networks', '50 %', 'median', 'single networks']
+    """
+    checks.instance("result", result, ManyResult)
+    checks.count("len(result.loss)", len(result.loss))
+    ax = _axes("loss_spread", ax)
+
+    trained = result.epochs > 0
+    last = result.epochs[trained] - 1
+    epochs = np.unique(np.linspace(0, len(result.loss) - 1, _POINTS).round().astype(int))
+    losses = result.loss[:, trained][np.minimum(epochs[:, None], last), np.arange(len(last))]
+    marker = "." if len(epochs) == 1 else ""
+    for share, alpha, label in ((0.9, 0.2, "90 % of the networks"), (0.5, 0.4, "50 %")):
+        low, high = np.quantile(losses, [0.5 - share / 2, 0.5 + share / 2], axis=1)
+        ax.fill_between(epochs + 1, low, high, color=COLOURS[0], alpha=alpha, lw=0, label=label)
+    ax.plot(epochs + 1, np.median(losses, axis=1), marker=marker, color=COLOURS[0], lw=1.8, label="median")
+    places = np.unique(np.linspace(0, len(last) - 1, _CURVES).round().astype(int))
+    for place, network in enumerate(losses[-1].argsort(kind="stable")[places]):
+        label = "_" if place else "single networks"
+        ax.plot(epochs + 1, losses[:, network], color=INK, lw=0.7, ls="--", marker=marker, label=label)
+    _finish_losses(ax, losses.min(), losses.max())
     return ax
 
 
@@ -178,6 +226,23 @@ def _axes(function: str, ax: Any) -> Axes:
         return pyplot.subplots(layout="constrained")[1]
     checks.instance("ax", ax, Axes)
     return ax
+
+
+def _finish_losses(ax: Axes, lowest: float, highest: float) -> None:
+    """Give axes of losses their scales, names and legend."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    if lowest > 0:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest < 100 * lowest else (1,)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.set_xlabel("epoch")
+    ax.set_ylabel("loss")
+    ax.grid(alpha=0.25)
+    ax.legend()
 
 
 def _classes(ax: Axes, across: Array, up: Array, probabilities: Array, X: Array, labels: Array) -> None:

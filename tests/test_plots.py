@@ -1,4 +1,4 @@
-"""What the two pictures show, read back from matplotlib; and that nothing else is touched."""
+"""What the pictures show, read back from matplotlib; and that nothing else is touched."""
 
 import sys
 from functools import partial
@@ -10,8 +10,9 @@ from helpers import output_of
 from benchmarks import example
 from fastbp import reference
 from fastbp.checks import DataError, ParameterError, ParameterTypeError
+from fastbp.many import ManyResult
 from fastbp.network import Network
-from fastbp.plots import COLOURS, MARKERS, decision_boundary, loss_curve
+from fastbp.plots import COLOURS, MARKERS, decision_boundary, loss_curve, loss_spread
 from fastbp.train import train
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -170,6 +171,88 @@ def test_result_without_epochs_is_refused(result):
 def test_what_is_no_result_is_refused(given):
     with pytest.raises(ParameterTypeError, match="'result' must be a TrainResult"):
         loss_curve(given)
+
+
+# --- loss_spread ----------------------------------------------------------------------------------------------------
+
+
+def many(loss, epochs=None):
+    """A result of these losses (epochs, networks)."""
+    loss = np.array(loss, float)
+    networks = loss.shape[1]
+    epochs = np.full(networks, len(loss)) if epochs is None else np.array(epochs)
+    loss[np.arange(len(loss))[:, None] >= epochs] = np.nan
+    numbers = np.arange(networks)
+    return ManyResult([], loss, None, None, epochs, 0 * numbers, ["epochs"] * networks, numbers, 0.0, 0.0)
+
+
+def band(ax, place):
+    """The least and most of a band at each epoch."""
+    (path,) = ax.collections[place].get_paths()
+    epochs = np.unique(path.vertices[:, 0])
+    heights = [path.vertices[path.vertices[:, 0] == epoch, 1] for epoch in epochs]
+    return epochs, np.array([[h.min(), h.max()] for h in heights])
+
+
+def test_bands_hold_their_share_of_the_networks(ax, rng):
+    loss = rng.random((30, 101)) + 0.1
+    loss_spread(many(loss), ax)
+
+    for place, share in enumerate((0.9, 0.5)):
+        epochs, actual = band(ax, place)
+        inside = (loss >= actual[:, :1]) & (loss <= actual[:, 1:])
+
+        assert epochs.tolist() == list(range(1, 31))
+        np.testing.assert_allclose(inside.mean(axis=1), share, atol=0.02)
+    assert labels_of(ax) == ["90 % of the networks", "50 %", "median", "single networks"]
+    np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), np.median(loss, axis=1))
+
+
+def test_network_that_has_stopped_counts_with_its_last_loss(ax):
+    loss_spread(many([[3, 9, 8], [2, 9, 7], [1, 9, 6]], epochs=[3, 0, 1]), ax)
+    median, *single = [line.get_ydata().tolist() for line in ax.get_lines()]
+
+    assert single == [[3, 2, 1], [8, 8, 8]]
+    assert median == [5.5, 5, 4.5]
+
+
+def test_single_networks_are_spread_over_all_by_their_last_losses(ax, rng):
+    loss = np.ones((5, 1)) * (rng.permutation(1000) + 1)
+    loss_spread(many(loss), ax)
+    _, *single = ax.get_lines()
+
+    expected = [1, 126, 251, 376, 501, 625, 750, 875, 1000]
+    actual = [line.get_ydata()[-1] for line in single]
+
+    np.testing.assert_allclose(actual, expected, atol=1)
+
+
+def test_many_epochs_are_drawn_by_few_points(ax):
+    loss_spread(many(np.linspace(2, 1, 20_000)[:, None]), ax)
+    epochs = ax.get_lines()[0].get_xdata()
+
+    assert (epochs[0], epochs[-1], len(epochs)) == (1, 20_000, 200)
+
+
+@pytest.mark.parametrize(("least", "expected"), [(1e-300, "log"), (0.0, "linear")])
+def test_scale_of_many_is_logarithmic_if_all_losses_are_positive(least, expected, ax):
+    loss_spread(many([[1, 2], [least, 1]]), ax)
+
+    assert (ax.get_yscale(), ax.get_xlabel(), ax.get_ylabel()) == (expected, "epoch", "loss")
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (many(np.empty((0, 3))), ParameterError, r"'len\(result\.loss\)' must be an integer >= 1, got 0"),
+        (None, ParameterTypeError, "'result' must be a ManyResult"),
+        (np.ones((3, 3)), ParameterTypeError, "'result' must be a ManyResult"),
+    ],
+    ids=["no epoch", "None", "array"],
+)
+def test_spread_of_nothing_is_refused(given, error, message):
+    with pytest.raises(error, match=message):
+        loss_spread(given)
 
 
 # --- decision_boundary ----------------------------------------------------------------------------------------------
@@ -368,15 +451,16 @@ def test_what_cannot_be_drawn_is_refused(network, X, y, error, message):
         decision_boundary(network, X, y)
 
 
-# --- both -----------------------------------------------------------------------------------------------------------
+# --- all ------------------------------------------------------------------------------------------------------------
 
-BOTH = {
+ALL = {
     "loss_curve": lambda ax=None: loss_curve(train_numpy(X, X[:, 0], epochs=3), ax),
+    "loss_spread": lambda ax=None: loss_spread(many(np.ones((3, 4))), ax),
     "decision_boundary": lambda ax=None: decision_boundary(RIGHT, X, [0, 1, 0, 1, 0], ax),
 }
 
 
-@pytest.mark.parametrize("draw", BOTH.values(), ids=BOTH)
+@pytest.mark.parametrize("draw", ALL.values(), ids=ALL)
 def test_axes_given_are_drawn_into_and_returned(draw, ax):
     before = ax.figure.axes
 
@@ -385,7 +469,7 @@ def test_axes_given_are_drawn_into_and_returned(draw, ax):
     assert ax.figure.axes == before
 
 
-@pytest.mark.parametrize("draw", BOTH.values(), ids=BOTH)
+@pytest.mark.parametrize("draw", ALL.values(), ids=ALL)
 def test_axes_not_given_are_those_of_one_new_figure(draw):
     ax = draw()
 
@@ -394,21 +478,21 @@ def test_axes_not_given_are_those_of_one_new_figure(draw):
     pyplot.close(ax.figure)
 
 
-@pytest.mark.parametrize("draw", BOTH.values(), ids=BOTH)
+@pytest.mark.parametrize("draw", ALL.values(), ids=ALL)
 def test_nothing_is_shown(draw, monkeypatch, ax):
     monkeypatch.setattr(pyplot, "show", lambda *arguments, **settings: pytest.fail("shown"))
     draw(ax)
     pyplot.close(draw().figure)
 
 
-@pytest.mark.parametrize("draw", BOTH.values(), ids=BOTH)
+@pytest.mark.parametrize("draw", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("given", [pyplot, Figure(), "ax"], ids=["pyplot", "figure", "string"])
 def test_what_is_no_axes_is_refused(draw, given):
     with pytest.raises(ParameterTypeError, match="'ax' must be a Axes, got"):
         draw(given)
 
 
-@pytest.mark.parametrize("draw", BOTH.values(), ids=BOTH)
+@pytest.mark.parametrize("draw", ALL.values(), ids=ALL)
 def test_missing_matplotlib_says_what_to_install(draw, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
@@ -425,6 +509,9 @@ def test_inputs_are_not_written_to(ax):
         array.flags.writeable = False
     decision_boundary(RIGHT, X_given, y_given, ax)
     loss_curve(result, ax)
+    losses = many([[3, 9], [2, 9]], epochs=[2, 1])
+    losses.loss.flags.writeable = False
+    loss_spread(losses, ax)
 
     assert X_given.tobytes() == X.tobytes()
     assert y_given.tolist() == [0, 1, 0, 1, 0]
