@@ -1,4 +1,4 @@
-"""`python -m fastbp [xor | info | warmup]`.
+"""`python -m fastbp [xor | many | info | warmup]`.
 
 Numba takes half a second to import, and NumPy a tenth: a command imports what it needs, and `--help` needs neither.
 """
@@ -83,6 +83,17 @@ def _parser() -> argparse.ArgumentParser:
     xor.add_argument("--hidden", type=int, nargs="+", default=[2], metavar="UNITS", help="units of each hidden layer")
     xor.set_defaults(command=_xor)
 
+    text = "train XOR from 1,000 seeds, and print how many solve it and how many networks a second are trained"
+    many = commands.add_parser(
+        "many", help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    many.add_argument("--networks", type=int, default=1000, help="how many, each with a seed of its own")
+    many.add_argument("--epochs", type=int, default=2000, help="updates with all four rows")
+    many.add_argument("--seed", type=int, default=0, help="seed of the first network")
+    many.add_argument("--hidden", type=int, nargs="+", default=[2], metavar="UNITS", help="units of each hidden layer")
+    many.add_argument("--plot", metavar="FILE", help="picture of their losses, such as losses.svg")
+    many.set_defaults(command=_many)
+
     text = "print versions, what the CPU offers and where compiled code is kept"
     commands.add_parser("info", help=text, description=text).set_defaults(command=_info)
 
@@ -106,6 +117,13 @@ def _xor(options: argparse.Namespace) -> None:
 
     with contextlib.nullcontext() if options.backend == "numpy" else _telling(_Compiling()):
         xor.report(options.backend, options.epochs, options.seed, options.hidden)
+
+
+def _many(options: argparse.Namespace) -> None:
+    from fastbp import xor
+
+    with _telling(_Compiling()):
+        xor.report_many(options.networks, options.epochs, options.seed, options.hidden, options.plot)
 
 
 @contextlib.contextmanager

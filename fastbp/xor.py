@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import time
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastbp import checks, reference
+from fastbp.many import ManyResult, train_many
 from fastbp.network import Network, engine
+from fastbp.progress import Progress
+from fastbp.threads import cores
 from fastbp.train import TrainResult, train
 
 X = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
@@ -18,6 +25,13 @@ y = np.array([[0.0], [1.0], [1.0], [0.0]])
 # No biases and weights from [0, 1); the gradient is the sum over the four rows, all of them in every update.
 NETWORK: dict[str, Any] = {"activation": "sigmoid", "output": "sigmoid", "bias": False, "init": "uniform"}
 UPDATES: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.5, "reduction": "sum", "batch_size": None}
+
+# What many are trained with, from which a fourth of the seeds do not get to the end: with biases, and cross-entropy.
+MANY: dict[str, Any] = {
+    "activation": "sigmoid", "loss": "binary_cross_entropy", "optimizer": "sgd", "learning_rate": 1.0,
+    "batch_size": None,
+}  # fmt: skip
+PEERS = 10  # networks that scikit-learn is given
 
 TIMED_RUNS = 5
 TIMED_SECONDS = 0.04  # a call of `train` takes 0.4 ms beside its epochs: 1 % of this
@@ -198,6 +212,178 @@ def report(backend: str = "numba", epochs: int = 10_000, seed: int = 42, hidden:
     if compiled:
         print(f"  ratio             {reference_seconds / kernel_seconds:.1f}")
         print(f"Compiling the kernels, or loading them from disk: {result.compile_seconds:.2f} s")
+
+
+def train_many_xor(
+    networks: int = 1000, epochs: int = 2000, seed: int = 0, hidden: Any = 2, progress: bool = False
+) -> ManyResult:
+    """Train networks of one shape on XOR that differ by their seeds alone.
+
+    Parameters
+    ----------
+    networks : int, default 1,000
+        How many.
+    epochs : int, default 2,000
+        Updates with all four rows, >= 0.
+    seed : int, default 0
+        Seed of the first network; the next one has the next.
+    hidden : int or sequence of int, default 2
+        Units of the hidden layers.
+    progress : bool, default False
+        Whether to show a bar on stderr.
+
+    Returns
+    -------
+    ManyResult
+        As of `train_many`.
+
+    Raises
+    ------
+    ParameterError
+        If a setting is out of range.
+    ParameterTypeError
+        If a setting has the wrong type.
+    ResourceError
+        If so many do not fit into memory.
+
+    Examples
+    --------
+    >>> result = train_many_xor(20, epochs=1000)
+    >>> int(solved(result.predict(X)).sum())
+    11
+    """
+    return train_many(X, y, networks, hidden=hidden, **MANY, epochs=epochs, seed=seed, progress=progress)
+
+
+def solved(predictions: NDArray[Any]) -> NDArray[np.bool_]:
+    """Say which networks solve XOR: those that predict all four rows on the right side of 1/2.
+
+    Parameters
+    ----------
+    predictions : ndarray of shape (networks, 4, 1)
+        What each network predicts.
+
+    Returns
+    -------
+    ndarray of shape (networks,)
+        Whether it solves XOR.
+
+    Examples
+    --------
+    >>> solved(np.array([y, 1 - y, y * 0.6]))
+    array([ True, False,  True])
+    """
+    return ((predictions > 0.5) == (y > 0.5)).all(axis=(1, 2))
+
+
+def report_many(
+    networks: int = 1000, epochs: int = 2000, seed: int = 0, hidden: Any = 2, plot: str | os.PathLike[str] | None = None
+) -> None:
+    """Train many networks, print how many solve XOR and how long it took, beside scikit-learn, and draw their losses.
+
+    Parameters
+    ----------
+    networks, epochs, seed, hidden
+        As for `train_many_xor`, but at least one epoch. A bar on stderr shows the networks that have ended.
+    plot : path, optional
+        File of a picture, in the format that its name ends with.
+
+    Raises
+    ------
+    ParameterError
+        If a setting is out of range; or for `plot` if matplotlib is not installed or does not write such files.
+    ParameterTypeError
+        If a setting has the wrong type.
+    ResourceError
+        If so many do not fit into memory.
+    OSError
+        If the picture cannot be written.
+
+    Examples
+    --------
+    >>> report_many(20, epochs=0)
+    Traceback (most recent call last):
+        ...
+    fastbp.errors.ParameterError: 'epochs' must be an integer >= 1, got 0
+    """
+    count, epochs = checks.count("networks", networks), checks.count("epochs", epochs)
+    shape = "-".join(str(units) for units in (2, *checks.hidden(hidden), 1))
+    if plot is not None:
+        _check_plot(Path(plot))
+    print(f"XOR, {count:,} networks {shape} from as many seeds, {epochs:,} epochs", flush=True)
+    began = time.perf_counter()
+    result = train_many_xor(count, epochs, seed, hidden, progress=True)
+    seconds = time.perf_counter() - began - result.compile_seconds
+    good = int(solved(result.predict(X)).sum())
+    print(f"  solve it          {good:,} of {count:,}")
+    print(f"  time              {seconds:.3g} s on {cores()} cores")
+    print(f"  networks/s        {count / seconds:,.0f}", flush=True)
+
+    if importlib.util.find_spec("sklearn") is None:
+        print('scikit-learn is not installed: pip install "fastbp[sklearn]" compares with it')
+    else:
+        peers = min(PEERS, count)
+        peer_good, peer_seconds = _peers(peers, epochs, seed, hidden)
+        print(f"The same by scikit-learn's MLPClassifier, {peers} of them:")
+        print(f"  solve it          {peer_good} of {peers}")
+        print(f"  time              {peer_seconds:.3g} s")
+        print(f"  networks/s        {peers / peer_seconds:.3g}")
+        print(f"  ratio             {count / seconds * peer_seconds / peers:,.0f}")
+    print(f"Compiling the kernels, or loading them from disk: {result.compile_seconds:.2f} s")
+    if plot is not None:
+        _draw(result, f"{good:,} of {count:,} networks {shape} solve XOR", Path(plot))
+        print(f"Their losses: {plot}")
+
+
+def _peers(networks: int, epochs: int, seed: int, hidden: Any) -> tuple[int, float]:
+    """Return how many networks of scikit-learn solve XOR after the same updates, and in how many seconds."""
+    predictions, seconds = [], 0.0
+    with Progress(networks, True, "network") as bar:
+        for place in range(networks):
+            began = time.perf_counter()
+            network = _peer(epochs, (seed + place) % 2**32, hidden)
+            seconds += time.perf_counter() - began
+            predictions.append(network.predict_proba(X)[:, 1:])
+            bar.show(place + 1)
+    return int(solved(np.stack(predictions)).sum()), seconds
+
+
+def _peer(epochs: int, seed: int, hidden: Any) -> Any:
+    """Train a network of scikit-learn by what `MANY` says, for all epochs."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.neural_network import MLPClassifier
+
+    network = MLPClassifier(
+        checks.hidden(hidden), activation="logistic", solver="sgd", learning_rate_init=MANY["learning_rate"],
+        momentum=0, alpha=0, batch_size=4, max_iter=epochs, tol=0, n_iter_no_change=epochs, random_state=seed,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return network.fit(X, y.ravel())
+
+
+def _check_plot(path: Path) -> None:
+    """Refuse a picture that could not be drawn, before anything is trained."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise checks.ParameterError('needs matplotlib: pip install "fastbp[plot]"', "plot") from error
+    kinds = sorted(Figure().canvas.get_supported_filetypes())
+    if path.suffix.lower()[1:] not in kinds:
+        raise checks.ParameterError(f"must end with one of {', '.join(kinds)}, got {path.name!r}", "plot")
+
+
+def _draw(result: ManyResult, title: str, path: Path) -> None:
+    """Write the picture: of the same result the same bytes every time."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    from fastbp.plots import loss_spread
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    loss_spread(result, figure.subplots()).set_title(title)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastbp", "font.sans-serif": ["DejaVu Sans"]}):
+        figure.savefig(path, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
 
 
 def _duration(seconds: float) -> str:

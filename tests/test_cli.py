@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import NOTEBOOK_LOSSES, assert_once_at_most, environment, python
+from helpers import NOTEBOOK_LOSSES, ROOT, assert_once_at_most, environment, python
 from numpy.testing import assert_allclose
 
 import fastbp
-from fastbp import __main__, jit
+from fastbp import __main__, jit, xor
 from fastbp.choices import BACKENDS
+from fastbp.export import from_sklearn
 
 FIGURES = """
 Final hidden weights:
@@ -246,6 +247,92 @@ for epochs in (1, 2, 1000):
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
+# --- many ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """What the program does with few networks, and its picture."""
+    picture = tmp_path_factory.mktemp("many") / "losses.svg"
+    words = ("many", "--networks", "40", "--epochs", "900", "--seed", "7", "--plot", str(picture))
+    done = python("-m", "fastbp", *words, without=OFF)
+
+    assert done.returncode == 0, done.stderr
+    return done, picture
+
+
+def test_many_says_how_many_solve_it_and_how_fast(many):
+    result = xor.train_many_xor(40, 900, seed=7)
+    text = many[0].stdout
+    good = int(xor.solved(result.predict(xor.X)).sum())
+
+    assert 20 <= good < 40
+    assert text.startswith("XOR, 40 networks 2-2-1 from as many seeds, 900 epochs\n")
+    assert row(text, "solve it") == f"{good} of 40"
+    assert re.fullmatch(r"[\d.]+ s on \d+ cores", row(text, "time"))
+    assert float(row(text, "networks/s").replace(",", "")) > 0
+
+
+def test_many_has_a_bar_of_networks(many):
+    assert "40/40" in many[0].stderr
+    assert "10/10" in many[0].stderr
+    assert "Warning" not in many[0].stderr
+
+
+def test_many_is_compared_with_as_much_by_scikit_learn(many):
+    *_, peers = many[0].stdout.partition("The same by scikit-learn's MLPClassifier, 10 of them:\n")
+
+    assert re.fullmatch(r"\d+ of 10", row(peers, "solve it"))
+    assert int(row(peers, "ratio").replace(",", "")) > 1
+
+
+def test_scikit_learn_makes_the_same_updates():
+    """Its first epoch, and 49 of ours, are its 50."""
+    network = from_sklearn(xor._peer(1, 3, 2))
+    settings = {name: value for name, value in xor.MANY.items() if name not in ("activation", "loss")}
+    fastbp.train(xor.X, xor.y, network=network, epochs=49, **settings)
+    expected = from_sklearn(xor._peer(50, 3, 2))
+
+    assert_allclose(network.params, expected.params, rtol=1e-10)
+
+
+def test_many_does_without_scikit_learn(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    xor.report_many(3, 5)
+
+    assert 'scikit-learn is not installed: pip install "fastbp[sklearn]"' in capsys.readouterr().out
+
+
+def test_many_draws_the_losses(many, tmp_path):
+    picture = many[1].read_bytes()
+    good = row(many[0].stdout, "solve it")
+    xor._draw(xor.train_many_xor(40, 900, seed=7), f"{good} networks 2-2-1 solve XOR", tmp_path / "again.svg")
+
+    assert f"{good} networks 2-2-1 solve XOR".encode() in picture
+    assert picture == (tmp_path / "again.svg").read_bytes()
+    assert b"<dc:date>" not in picture
+
+
+def test_picture_of_the_readme_is_small_and_that_of_the_command():
+    picture = (ROOT / "benchmarks/results/many.svg").read_bytes()
+
+    assert re.search(rb">\d+ of 1,000 networks 2-2-1 solve XOR<", picture)
+    assert len(picture) < 100_000
+
+
+def test_many_needs_matplotlib_before_it_trains(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+
+    assert __main__.main(["many", "--plot", "losses.svg"]) == 2
+    assert capsys.readouterr() == (
+        "",
+        "python -m fastbp: error: 'plot' needs matplotlib: pip install \"fastbp[plot]\"\n",
+    )
+
+
+# --- interruptions ------------------------------------------------------------------------------------------------
+
+
 def start(*arguments):
     """Start the program with the reference, and return when training begins."""
     command = [sys.executable, "-m", "fastbp", "--backend", "numpy", *arguments]
@@ -312,7 +399,9 @@ def test_info_describes_the_processor_that_code_is_for(name, features, registers
 # --- the command line ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", ["--help", "-h", "--version", "xor --help", "--epochs 3 -h", "info -h", "warmup -h"])
+@pytest.mark.parametrize(
+    "words", ["--help", "-h", "--version", "xor --help", "--epochs 3 -h", "many -h", "info -h", "warmup -h"]
+)
 def test_help_imports_neither_numba_nor_numpy(words):
     done = python("-X", "importtime", "-m", "fastbp", *words.split())
 
@@ -345,8 +434,29 @@ def test_refused_setting_is_one_line(words, fault):
 
 
 @pytest.mark.parametrize(
+    ("words", "fault"),
+    [("--networks 0", "'networks'"), ("--epochs 0", "'epochs'"), ("--hidden 0", "'hidden"), ("--plot a.foo", "'plot'")],
+)
+def test_refused_setting_of_many_is_one_line(words, fault):
+    done = python("-m", "fastbp", "many", *words.split())
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(rf"python -m fastbp: error: {fault}.*\n", done.stderr)
+
+
+@pytest.mark.parametrize(
     "words",
-    ["xro", "--epochs 1e4", "--backend torch", "--hidden", "--rate 1", "info --epochs 3", "warmup now", "xor info"],
+    [
+        "xro",
+        "--epochs 1e4",
+        "--backend torch",
+        "--hidden",
+        "--rate 1",
+        "info --epochs 3",
+        "warmup now",
+        "xor info",
+        "many 3",
+    ],
 )
 def test_misunderstood_words_show_the_usage(words):
     done = python("-m", "fastbp", *words.split())
