@@ -15,6 +15,7 @@ SUBCOMMANDS = {
     "selftest": "benchmarks.selftest",
     "goal": "benchmarks.goal",
     "threads": "benchmarks.threads",
+    "cluster": "benchmarks.cluster",
 }
 
 
