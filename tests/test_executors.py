@@ -2,14 +2,17 @@
 
 import collections
 import concurrent.futures
+import importlib
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import time
 
 import numpy as np
 import pytest
+from helpers import ROOT
 
 import fastbp
 from fastbp import many, train_many
@@ -355,6 +358,30 @@ def client(cluster):
 
     with Client(cluster) as client:
         yield client
+
+
+def test_dask_cluster_of_the_readme_trains_the_same_bits(client, monkeypatch):
+    blocks = re.findall(
+        r"^```py\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    (lines,) = [block for block in blocks if "train_many" in block]
+    monkeypatch.setattr(importlib.import_module("dask.distributed"), "Client", lambda: client)
+    executors = []
+
+    def on_cluster(*data, executor, **told):
+        executors.append(Recording(executor))
+        return train_many(*data, executor=executors[0], **told)
+
+    monkeypatch.setattr(fastbp, "train_many", on_cluster)
+    names = {"dask": importlib.import_module("dask"), "fastbp": fastbp, "X": X, "y": Y, "settings": TOLD | {"seed": 0}}
+    exec(lines.replace("10_000", "1_000"), names)
+    (executor,) = executors
+    expected = train_many(X, Y, 1000, seed=0, **TOLD)
+
+    assert len(lines.splitlines()) == 3
+    assert bits(names["result"]) == bits(expected)
+    assert names["result"].networks[0].params.flags.writeable
+    assert 1 <= len(executor.carriers) <= 4 < len(executor.parts)
 
 
 def test_data_are_not_sent_with_each_part_of_a_dask_cluster(client):
