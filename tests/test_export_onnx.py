@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import loss_settings, outputs_for
 
 from fastbp import onnx_graph, reference
 from fastbp.checks import DataError, ParameterError, ParameterTypeError
@@ -121,8 +122,8 @@ def test_activation_without_a_form_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("sizes", [(3, 1), (1, 1, 1), (2, 1, 4, 3)], ids=str)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_model_of_any_loss_and_shape_predicts_what_the_network_does(loss, sizes, bias, run, rng, tmp_path):
-    outputs = max(sizes[-1], 2) if loss == "cross_entropy" else sizes[-1]
-    network = network_of((*sizes[:-1], outputs), loss=loss, bias=bias)
+    outputs = max(sizes[-1], 2) if loss == "cross_entropy" else outputs_for(loss, sizes[-1])
+    network = network_of((*sizes[:-1], outputs), bias=bias, **loss_settings(loss, outputs))
     X = rows_of(7, sizes[0], "float64", rng)
 
     expected = network.predict(X)

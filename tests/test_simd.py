@@ -42,6 +42,7 @@ from fastbp.simd import (
     give_way,
     if_few,
     if_full,
+    keep_loops,
     lane_sum,
     lanes_of,
     load,
@@ -882,6 +883,16 @@ def rest(n):
         give_way()
         nap(1)
     return ticks() - began, core()
+
+
+def test_kernel_that_keeps_its_loops_says_so_to_llvm():
+    @njit
+    def function(n):
+        keep_loops()
+        return n
+
+    assert function(1) == 1
+    assert "optsize" in str(function.inspect_llvm())
 
 
 def test_sums_of_several_threads_lose_nothing():
