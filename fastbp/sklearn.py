@@ -273,35 +273,21 @@ class _Perceptron(BaseEstimator):
             self._minimise(network, X, targets, weights, fresh)
             return self
         held: tuple[Array, ...] | None = None
+        parts = self._split(network, targets, random)
         if self.validation is not None:
             held = self._validation_rows()
-        elif self.early_stopping:
-            parts = train_test_split(
-                *([X, targets] if weights is None else [X, targets, weights]),
-                random_state=random,
-                test_size=checks.number("validation_fraction", self.validation_fraction, above=0, below=1),
-                stratify=targets if network.loss == "binary_cross_entropy" and network.sizes[-1] == 1 else None,
-            )
-            held = tuple(parts[1::2])
-            if (rows := len(held[0])) < 2:
-                raise checks.ParameterError(
-                    f"must give at least 2 rows, the validation set is too small, got {rows}", "validation_fraction"
-                )
-            X, targets, *rest = parts[::2]
-            weights = rest[0] if rest else None
-        settings = self._settings(len(X))
-        # A schedule that says itself when to stop; yet without patience the best weights would not be kept.
-        endless = isinstance(settings["schedule"], choices.ReduceOnPlateau) and settings["schedule"].stop
+        elif parts is not None:
+            kept, chosen = parts
+            held = (X[chosen], targets[chosen], *([] if weights is None else [weights[chosen]]))
+            X, targets, weights = X[kept], targets[kept], None if weights is None else weights[kept]
+        settings = self._settings_of_fit(len(X), held is not None, random)
         told = {"sample_weight": weights, "validation": held, **self._attendance()}
         late = not fresh and self.t_ > 0 and self._scales_inversely(settings["optimizer"])
         message: str | None = None
         try:
             with _named():
-                result = train(
-                    X, targets, network=network, epochs=1 if late else self.max_iter, seed=_seed(random),
-                    patience=FOREVER if endless else self._patience(), min_delta=self.tol,
-                    watch="score" if held else "loss", **settings, **told,
-                )  # fmt: skip
+                first = {"epochs": 1} if late else {}
+                result = train(X, targets, network=network, **settings | first, **told)
                 if late and result.stopped == "epochs" and self.max_iter > 1:
                     result = resume(self._slowed(result, len(X)), X, targets, epochs=self.max_iter - 1, **told)
         except checks.DivergenceError as error:
@@ -311,11 +297,43 @@ class _Perceptron(BaseEstimator):
             message = f"{error}; 'network_' has the weights of epoch {result.best_epoch}, the best in the validation"
         else:
             if result.stopped == "epochs":
-                message = f"training stopped at 'max_iter' ({self.max_iter}), before it converged"
+                message = self._unconverged()
         self._keep(result.network, result, result.loss.tolist(), len(X), fresh)
         if message:
             warnings.warn(message, ConvergenceWarning, stacklevel=2)
         return self
+
+    def _split(self, network: Network, targets: Array, random: np.random.RandomState) -> list[Array] | None:
+        """Return the numbers of the rows to train on and of those for validation, if early stopping splits them off."""
+        if self.validation is not None or not self.early_stopping:
+            return None
+        parts = train_test_split(
+            np.arange(len(targets)),
+            random_state=random,
+            test_size=checks.number("validation_fraction", self.validation_fraction, above=0, below=1),
+            stratify=targets if network.loss == "binary_cross_entropy" and network.sizes[-1] == 1 else None,
+        )
+        if (rows := len(parts[1])) < 2:
+            raise checks.ParameterError(
+                f"must give at least 2 rows, the validation set is too small, got {rows}", "validation_fraction"
+            )
+        return cast(list[Array], parts)
+
+    def _settings_of_fit(self, rows: int, validated: bool, random: np.random.RandomState) -> dict[str, Any]:
+        """Return what `train` is told by a whole fit on so many rows, but for data and attendance."""
+        settings = self._settings(rows)
+        # A schedule that says itself when to stop; yet without patience the best weights would not be kept.
+        endless = isinstance(settings["schedule"], choices.ReduceOnPlateau) and settings["schedule"].stop
+        return settings | {
+            "epochs": self.max_iter,
+            "seed": _seed(random),
+            "patience": FOREVER if endless else self._patience(),
+            "min_delta": self.tol,
+            "watch": "score" if validated else "loss",
+        }
+
+    def _unconverged(self) -> str:
+        return f"training stopped at 'max_iter' ({self.max_iter}), before it converged"
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> Self:
         """Train one epoch further, without validation."""
@@ -487,6 +505,10 @@ class _Perceptron(BaseEstimator):
     def _loss(self, targets: Array) -> str:
         raise NotImplementedError
 
+    def _has_all_classes(self, targets: Array) -> bool:
+        """Whether a part of the targets makes the network that all of them make."""
+        return True
+
     def _validation_rows(self) -> tuple[Array, ...]:
         if not isinstance(self.validation, tuple) or len(self.validation) not in (2, 3):
             raise checks.ParameterTypeError(
@@ -617,9 +639,13 @@ class _Perceptron(BaseEstimator):
             "threads": self.n_threads,
         }
 
-    def _keep(self, network: Network, result: TrainResult | None, losses: list[float], rows: int, fresh: bool) -> None:
-        """Keep what was trained, and the losses of the epochs, which saw so many rows each."""
-        self.network_, self._result, self.n_iter_, self._opened = network, result, len(losses), None
+    def _keep(self, network: Network, result: Any, losses: list[float], rows: int, fresh: bool) -> None:
+        """Keep what was trained, and the losses of the epochs, which saw so many rows each.
+
+        The result is None, a TrainResult, or anything else that has the losses, scores and best epoch of a validation.
+        """
+        self.network_, self.n_iter_, self._opened = network, len(losses), None
+        self._result = result if isinstance(result, TrainResult) else None
         self.t_: int = rows * len(losses) + (0 if fresh else self.t_)
         self.loss_curve_: list[float] = losses if fresh else self.loss_curve_ + losses
         self.loss_ = losses[-1]
@@ -672,14 +698,22 @@ class _Perceptron(BaseEstimator):
         if not found.success:
             warnings.warn(f"lbfgs did not converge: {found.message}", ConvergenceWarning, stacklevel=3)
 
+    def _inputs(self, X: Any, network: Network) -> Array:
+        """Check rows to predict for, of an estimator that has been fitted."""
+        checks.threads(self.n_threads, "n_threads")
+        if not self._is_valid(X):
+            X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=network.params.dtype, order="C")
+            X = X.toarray() if scipy.sparse.issparse(X) else X
+        return cast(Array, X)
+
     def _outputs(self, X: Any) -> Array:
         """Return the outputs (n, outputs) of the network."""
         check_is_fitted(self)
-        checks.threads(self.n_threads, "n_threads")
-        if not self._is_valid(X):
-            X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=self.network_.params.dtype, order="C")
-            X = X.toarray() if scipy.sparse.issparse(X) else X
-        return self.network_.predict(X, threads=self.n_threads)
+        return self.network_.predict(self._inputs(X, self.network_), threads=self.n_threads)
+
+    def _take(self, network: Network, result: Any, rows: int) -> None:
+        """Be what `fit` would have made of so many rows, whose network was trained with others."""
+        self._keep(network, result, result.loss.tolist(), rows, True)
 
     def __getstate__(self) -> Any:
         if self._opened is not None:  # which cannot be pickled
@@ -940,8 +974,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         ValueError
             If X has other features than those of `fit`, or values that are not finite.
         """
-        outputs = self._outputs(X)
-        return np.hstack([1 - outputs, outputs]) if outputs.shape[1] == 1 else outputs
+        return self._probabilities(self._outputs(X))
 
     def predict_log_proba(self, X: Any) -> Array:
         """Return the logarithms of `predict_proba`.
@@ -965,6 +998,9 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         """
         with np.errstate(divide="ignore"):
             return np.log(self.predict_proba(X))
+
+    def _probabilities(self, outputs: Array) -> Array:
+        return np.hstack([1 - outputs, outputs]) if outputs.shape[1] == 1 else outputs
 
     def _rows(self, X: Any, y: Any, reset: bool, classes: Any = None, complete: bool = False) -> tuple[Array, Array]:
         X, y = self._validated(X, y, reset)
@@ -1007,6 +1043,9 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
 
     def _loss(self, targets: Array) -> str:
         return "cross_entropy" if targets.ndim == 1 else "binary_cross_entropy"
+
+    def _has_all_classes(self, targets: Array) -> bool:
+        return self._label_binarizer is not None or len(np.unique(targets)) == len(self.classes_)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
