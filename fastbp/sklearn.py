@@ -1,7 +1,8 @@
 """`MLPClassifier` and `MLPRegressor`: scikit-learn's multilayer perceptrons, trained by fastbp.
 
 A script imports them from here instead of from sklearn.neural_network; what differs then, the Notes of `MLPClassifier`
-say.
+say. Ensembles of them, and a search that trains all its candidates at once, are in `ensembles.py`, and imported from
+here too.
 """
 
 # mypy: allow-subclassing-any, allow-untyped-decorators
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import sys
 import warnings
 from collections.abc import Iterator
@@ -732,6 +734,20 @@ class _Perceptron(BaseEstimator):
 def _seed(random: np.random.RandomState) -> int:
     """Draw a seed for `train`."""
     return int(random.randint(2**31 - 1))
+
+
+_ENSEMBLES = ("MLPEnsembleClassifier", "MLPEnsembleRegressor", "MLPGridSearchCV")  # in `ensembles`, which needs these
+
+
+def __getattr__(name: str) -> Any:
+    """Import what trains many of these estimators at once when it is first used."""
+    if name in _ENSEMBLES:
+        return getattr(importlib.import_module("fastbp.ensembles"), name)
+    raise AttributeError(f"module 'fastbp.sklearn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ENSEMBLES})
 
 
 @dataclasses.dataclass(eq=False, repr=False)

@@ -60,6 +60,7 @@ MAY_IMPORT = {
     "plots": {"checks", "network", "train", "many"},
     "xor": {"choices", "checks", "progress", "reference", "network", "threads", "train", "many", "plots"},
     "sklearn": {"choices", "checks", "progress", "network", "train", "trainer"},
+    "ensembles": {"checks", "progress", "network", "threads", "settings", "groups", "many", "sklearn"},
     "__init__": {"version", "errors", "choices", "network", "trainer", "train", "many"},
     "__main__": {"__init__", "choices", "checks", "jit", "simd", "network", "trainer", "train", "xor"},
 }
