@@ -10,6 +10,7 @@ import sys
 # the exit code. Only the one that is asked for is imported.
 SUBCOMMANDS = {
     "report": "benchmarks.report",
+    "many": "benchmarks.many_report",
     "compare": "benchmarks.compare",
     "floors": "benchmarks.floors",
     "selftest": "benchmarks.selftest",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.cases import CASES, DTYPES, FEW_ROWS, GRID, ODD_GRID, XOR, Case
+from benchmarks.many import MANY_LIBRARIES
 from benchmarks.peers import LIBRARIES
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,6 +45,8 @@ SECTIONS = {
     "training": Section("training", "epochs/s"),
     "estimators": Section("classifiers, `fit` on one thread", "epochs/s"),
     "predict": Section("predict", "calls/s"),
+    "many": Section("many networks at once", "networks/s"),
+    "leaving": Section("networks that end at different times", "times as long as together"),
     "start": Section("start", "seconds"),
 }
 
@@ -187,7 +190,7 @@ def section_table(entries: list[Entry]) -> tuple[list[str], list[list[str]]]:
     """Return head and rows of a table: a row for each case of a section, a column for each library that was in it."""
     section = SECTIONS[entries[0]["section"]]
     present = {library for entry in entries for library in entry["figures"]}
-    libraries = [library for library in LIBRARIES if library in present]
+    libraries = [library for library in LIBRARIES | MANY_LIBRARIES if library in present]
     head = [f"{section.title}, {section.unit}", *libraries]
     rows = [[entry["case"], *(digits(entry["figures"].get(library)) for library in libraries)] for entry in entries]
     for title, cells in (
@@ -263,7 +266,8 @@ def short_table(run: dict[str, Any]) -> str:
         ]
         parts.append(markdown([f"{dtype}: batch", *(f"width {width}" for width in widths)], rows))
     names = {case.name for case in [*GRID, *ODD_GRID]}
-    parts += all_tables([entry for entry in entries if entry["case"] not in names])
+    elsewhere = ("many", "leaving")  # of `many_report.py`
+    parts += all_tables([e for e in entries if e["case"] not in names and e["section"] not in elsewhere])
     return "\n".join([*parts, f"{machine(run)}."])
 
 
@@ -380,11 +384,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--readme", type=Path, help=f"file whose lines between {BEGIN} and {END} are replaced")
 
 
-def insert(text: str, table: str) -> str:
+def insert(text: str, table: str, begin: str = BEGIN, end: str = END) -> str:
     """Return the text with the table between the two marks."""
-    pattern = re.compile(f"({re.escape(BEGIN)}\n).*?({re.escape(END)})", re.DOTALL)
+    pattern = re.compile(f"({re.escape(begin)}\n).*?({re.escape(end)})", re.DOTALL)
     if len(pattern.findall(text)) != 1:
-        raise ValueError(f"a line {BEGIN!r} and after it {END!r} must be there, once")
+        raise ValueError(f"a line {begin!r} and after it {end!r} must be there, once")
     return pattern.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text)
 
 
