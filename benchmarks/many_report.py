@@ -77,7 +77,10 @@ def sentence(entries: list[Entry]) -> str:
         f"fastbp trains {digits(best['figures']['fastbp'])} networks per second: XOR, {many.epochs:,} epochs each, "
         f"{many.networks:,} at once in {many.case.dtype}"
     )
-    return f"{text}; {comparison} times as many as the best other way.\n" if comparison else f"{text}.\n"
+    if comparison:
+        times = spread(best["ratios"][comparison.peer])
+        return f"{text}, {times} times as many as {comparison.peer}.\n"
+    return f"{text}.\n"
 
 
 def table(run: dict[str, Any]) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import cases, goal, report, threads, turns
+import fastbp
+from benchmarks import cases, goal, many_report, report, threads, turns
 from benchmarks.cases import (
     CASES,
     DEFAULT,
@@ -27,6 +28,18 @@ from benchmarks.cases import (
     calibrate,
     data,
     exponential,
+)
+from benchmarks.many import (
+    LEAVERS,
+    MANY,
+    MANY_DEFAULT,
+    MANY_LIBRARIES,
+    Many,
+    Run,
+    leaving,
+    many_in_turns,
+    settings_of,
+    stopping,
 )
 from benchmarks.peers import LIBRARIES, PREDICTORS, trainer
 
@@ -89,6 +102,50 @@ def test_pytorch_that_finds_no_compiler_is_left_out() -> None:
     unable = config.patch({"cpp.cxx": ("no compiler",), "fx_graph_cache": False})
     with unable, pytest.raises(NotImplementedError, match="PyTorch cannot compile here"):
         trainer(case, "torch compiled")
+
+
+FEW = [
+    Many(replace(CASES["XOR notebook"], name=cases.XOR.name), 3, EPOCHS),
+    Many(Case("", (16, 8, 8, 1), rows=64), 3, EPOCHS),
+]
+
+
+@pytest.mark.parametrize("library", MANY_LIBRARIES)
+@pytest.mark.parametrize("many", FEW, ids=lambda many: many.name)
+def test_libraries_train_the_same_networks_side_by_side(many: Many, library: str) -> None:
+    run = made(lambda: MANY_LIBRARIES[library](many))
+    seeds = [many.seeded(place) for place in range(many.networks)]
+    expected = [trainer_of_seed(many.case, case.seed) for case in seeds]
+    first, again = run.train(EPOCHS), run.train(EPOCHS)
+
+    np.testing.assert_allclose(first, expected[: run.networks], rtol=TOLERANCE[many.case.dtype])
+    np.testing.assert_array_equal(again, first)  # from the same weights
+
+
+def trainer_of_seed(case: Case, seed: int) -> float:
+    """The loss after EPOCHS of the reference, from the weights of another seed on the data of the case."""
+    told = settings_of(Many(case, 1, EPOCHS))
+    return float(fastbp.train(*data(case), seed=seed, epochs=EPOCHS, backend="numpy", **told).loss[-1])
+
+
+@pytest.mark.parametrize("make", [leaving, stopping])
+def test_time_of_networks_that_end_apart_is_that_of_so_many_epochs_together(
+    make: Callable[..., Callable[[], float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, trained = 0.0, fastbp.train_many
+
+    def train_many(*arguments: Any, **told: Any) -> fastbp.ManyResult:
+        nonlocal now
+        result = trained(*arguments, **told)
+        now += float(result.epochs.sum())
+        return result
+
+    once = make(Many(Case("", (16, 8, 8, 1), rows=64), 20, 3), 1)
+    monkeypatch.setattr(fastbp, "train_many", train_many)
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    actual = once()
+
+    assert actual == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("library", PREDICTORS)
@@ -230,6 +287,40 @@ def test_library_without_peers_is_measured(measured: Callable[[Machine], turns.M
 
     assert actual.speeds == pytest.approx({"fastbp": 1000})
     assert actual.ratios == {}
+
+
+def test_networks_per_second_are_those_of_whole_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def taking(fixed: float, each: float) -> Callable[[int], np.ndarray]:
+        def train(epochs: int) -> np.ndarray:
+            nonlocal now
+            now += fixed + each * epochs
+            return np.zeros(1)
+
+        return train
+
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    runs = {
+        "fastbp": Run(taking(0.1, 0.0004), 100),
+        "pool": Run(taking(0.1, 0.0004), 4),
+        "jax": Run(taking(0.0, 0.01), 100, linear=True),
+        "slow": Run(taking(0.0, 1.0), 1, linear=True),
+    }
+    actual = many_in_turns(runs, 1000)
+
+    assert actual.speeds == pytest.approx({"fastbp": 200, "pool": 8, "jax": 10, "slow": 0.001})
+    assert actual.ratios == {"pool": pytest.approx([25.0] * 5), "jax": pytest.approx([20.0] * 5)}
+
+
+def test_default_has_what_is_wanted_of_many_networks() -> None:
+    assert {MANY[name].case.sizes for name in MANY_DEFAULT} == {
+        (2, 2, 1),
+        (16, 32, 1),
+        (16, 8, 8, 1),
+        (16, 128, 128, 1),
+    }
+    assert len(MANY) == len({*MANY, *MANY_DEFAULT})
 
 
 # --- pytest --benchmark-only ----------------------------------------------------------------------------------------
@@ -534,6 +625,42 @@ def test_run_on_one_core_is_beside_the_other_and_in_the_readme_in_short(run: dic
     assert "### Some CPU, 2 cores\n\n" in actual
     assert actual.endswith(f"{head}{counts}\n\n{report.machine(bound)}.\n{report.END}\n")
     assert report.machine(bound).startswith("Some CPU, 1 of 2 cores, ")
+
+
+def test_table_of_many_networks_has_its_own_marks_and_says_what_is_derived(run: dict[str, Any], tmp_path: Path) -> None:
+    figures = {"fastbp": 30_000.0, "fastbp, 1 thread": 20_000.0, "thread pool over train": 1_000.0, "jax vmap": 3_000.0}
+    ratios = {"thread pool over train": [30.0, 29.0, 31.0], "jax vmap": [10.0, 9.0, 11.0]}
+    shape = "64 x 16-8-8-1 float32"
+    run["benchmarks"] += [
+        entry("many", "1,000 x XOR float32", figures, ratios=ratios, threads=[1.5, 1.4, 1.6], peak=100.0),
+        entry("many", shape, figures, ratios=ratios, threads=[1.5, 1.4, 1.6], peak=100_000.0),
+        entry("leaving", next(iter(LEAVERS)), {"fastbp": 1.1}, least=1.0, most=1.2),
+    ]
+    (tmp_path / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{many_report.BEGIN}\nold\n{many_report.END}\nafter\n", encoding="utf-8")
+    parser = argparse.ArgumentParser()
+    many_report.add_arguments(parser)
+    assert many_report.main(parser.parse_args([str(tmp_path / "run.json"), "--readme", str(readme)])) == 0
+    lines = readme.read_text(encoding="utf-8").splitlines()
+    share = 20_000 * MANY[shape].epochs * MANY[shape].case.flops_per_epoch / 1e9 / 100_000
+
+    assert lines[:2] == ["before", many_report.BEGIN]
+    assert lines[-2:] == [many_report.END, "after"]
+    assert lines[2] == (
+        "fastbp trains 30,000 networks per second: XOR, 10,000 epochs each, 1,000 at once in float32, 10.0 "
+        "(9.00..11.0) times as many as jax vmap."
+    )
+    for expected in (
+        "| 1,000 x XOR float32 | 30,000 | 20,000 | 1,000 | 3,000 | 10.0 (9.00..11.0) jax vmap |",
+        "| 1,000 x XOR float32 | ns for a network and epoch, 1 thread | 5.00 |",
+        "| 1,000 x XOR float32 | all cores / 1 thread | 1.50 (1.40..1.60) |",
+        f"| {shape} | of a core's peak by matrix products alone, 1 thread | {share:.0%} |",
+        f"| {shape} | fastbp / thread pool over train | 30.0 (29.0..31.0) |",
+        f"| {next(iter(LEAVERS))} | time / that of as many epochs in full lanes | 1.10 (1.00..1.20) |",
+    ):
+        assert expected in lines
+    assert shape not in report.short_table(run)  # which has the other sections
 
 
 def test_readme_without_marks_is_an_error() -> None:
