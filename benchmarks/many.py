@@ -19,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.cases import DTYPES, XOR, Case, data
-from benchmarks.peers import jax_layers, network, sklearn_model, sklearn_targets, torch_threads
+from benchmarks.peers import jax_layers, network, sklearn_model, sklearn_targets
 
 Array = NDArray[Any]
 
 NUMBERS = (1, 8, 16, 64, 1_000, 10_000)  # of XOR networks
 WIDTHS = (2, 8, 32, 128)
 ROUNDS = 5
+LONG = 2.0  # seconds of a round of which three are enough
 NEAR = 10  # times as slow as the best peer: those are measured once
 CALL_SECONDS = 0.1  # of those whose time is that of their epochs alone
 CHUNK = 256  # networks that JAX is handed at a time, beside all of them and all of a core
@@ -55,7 +56,7 @@ XORS = [
     Many(replace(XOR, dtype=dtype), networks, 10_000) for dtype in reversed(DTYPES) for networks in NUMBERS
 ]  # fmt: skip
 SHAPES = [
-    Many(Case("", (16, *[width] * depth, 1), dtype=dtype), 16 if width == 128 else 64, 5 if width == 128 else 20)
+    Many(Case("", (16, *[width] * depth, 1), dtype=dtype), 16 if width == 128 else 64, 5 if width == 128 else 40)
     for dtype in DTYPES
     for depth in (1, 2)
     for width in WIDTHS
@@ -163,50 +164,6 @@ def with_joblib(many: Many) -> Run:
     return Run(faster([functools.partial(train, prefer) for prefer in ("threads", "processes")]), networks, True)
 
 
-# --- PyTorch --------------------------------------------------------------------------------------------------------
-
-
-def torch_vmap(many: Many) -> Run:
-    """Train by a step for all networks, `torch.func.vmap` of gradient and loss, its products then batched ones."""
-    import torch
-
-    torch_threads()
-    case = many.case
-    X, y = map(torch.from_numpy, data(case))
-    batches = list(zip(X.split(case.batch_size), y.split(case.batch_size), strict=True))
-    functions = {"sigmoid": torch.sigmoid, "identity": lambda z: z}
-    members = [network(many.seeded(place)) for place in range(many.networks)]
-    activations = [functions[name] for name in members[0].activations]
-    names = ("weights", "biases") if case.bias else ("weights",)
-    first = [
-        torch.from_numpy(np.stack([getattr(member, name)[layer] for member in members]))
-        for name in names
-        for layer in range(len(activations))
-    ]
-    rate = case.learning_rate / (case.batch_size if case.reduction == "mean" else 1)
-
-    def objective(parameters: list[Any], x: Any, target: Any) -> Any:
-        for layer, f in enumerate(activations):
-            z = x @ parameters[layer]
-            x = f(z + parameters[len(activations) + layer] if case.bias else z)
-        return 0.5 * ((x - target) ** 2).sum()
-
-    gradients = torch.func.vmap(torch.func.grad_and_value(objective), in_dims=(0, None, None))
-
-    def train(epochs: int) -> Array:
-        torch.set_num_threads(torch_threads())
-        parameters = [w.clone() for w in first]
-        for _ in range(epochs):
-            losses = []
-            for x, target in batches:
-                gradient, loss = gradients(parameters, x, target)
-                torch._foreach_add_(parameters, gradient, alpha=-rate)
-                losses.append(loss)
-        return torch.stack(losses).sum(0).numpy() / case.rows
-
-    return Run(train, many.networks, True)
-
-
 # --- JAX ------------------------------------------------------------------------------------------------------------
 
 
@@ -222,8 +179,14 @@ def jax_vmap(many: Many) -> Run:
     _, forward = jax_layers(case)
     X, y = (jnp.asarray(a.reshape(-1, case.batch_size, a.shape[1])) for a in data(case))
     scale = 1 / case.batch_size if case.reduction == "mean" else 1.0
-    members = [jax_layers(many.seeded(place))[0] for place in range(many.networks)]
-    first = jax.tree.map(lambda *leaves: np.stack(leaves), *members)
+    members = [network(many.seeded(place)) for place in range(many.networks)]
+    first = [
+        tuple(np.stack(leaves) for leaves in zip(*layer, strict=True))
+        for layer in zip(
+            *(zip(*((each.weights, each.biases) if case.bias else (each.weights,)), strict=True) for each in members),
+            strict=True,
+        )
+    ]
 
     def objective(parameters: Any, x: Any, target: Any) -> Any:
         return 0.5 * scale * jnp.sum((forward(parameters, x) - target) ** 2)
@@ -266,7 +229,6 @@ MANY_LIBRARIES: dict[str, Callable[[Many], Run]] = {
     "loop over train": functools.partial(one_by_one, 1),
     "thread pool over train": lambda many: one_by_one(cores(), many),
     "scikit-learn, joblib": with_joblib,
-    "torch vmap": torch_vmap,
     "jax vmap": jax_vmap,
 }
 
@@ -329,7 +291,8 @@ def many_in_turns(runs: Mapping[str, Run], epochs: int) -> ManyMeasured:
     best = max((figure for library, figure in speeds.items() if not library.startswith("fastbp")), default=0)
     near = [library for library, figure in speeds.items() if library.startswith("fastbp") or figure * NEAR >= best]
     rounds: dict[str, list[float]] = {library: [] for library in near}
-    for turn in range(ROUNDS):
+    seconds = sum(runs[library].networks * times[library] / epochs / speeds[library] for library in near)
+    for turn in range(ROUNDS if seconds < LONG else 3):
         for library in near[:: 1 if turn % 2 == 0 else -1]:  # ABBA: what drifts favours neither
             rounds[library].append(speed(library))
     speeds |= {library: statistics.median(values) for library, values in rounds.items()}

@@ -473,7 +473,8 @@ def _result(tasks: list[Task], outcomes: dict[int, Outcome], began: float, compi
     validated = any(outcome.validation_loss is not None for outcome in outcomes.values())
     # (networks, epochs): a line is copied in one go.
     names = ("loss", "validation_loss", "validation_score")[: 3 if validated else 1]
-    histories = {name: np.full((len(tasks), longest), np.nan) for name in names}
+    losses = _one_array([outcomes[place].loss for place in sorted(outcomes)], (len(tasks), longest))
+    histories = {name: np.full((len(tasks), longest), np.nan) for name in names if name != "loss" or losses is None}
     epochs, best = np.zeros((2, len(tasks)), np.int64)
     stopped = ["interrupted"] * len(tasks)
     for place, outcome in outcomes.items():
@@ -485,7 +486,7 @@ def _result(tasks: list[Task], outcomes: dict[int, Outcome], began: float, compi
                 history[place, : outcome.epochs] = figures[: outcome.epochs]
     return ManyResult(
         [task.network for task in tasks],
-        histories["loss"].T,
+        (histories["loss"] if losses is None else losses).T,
         histories["validation_loss"].T if validated else None,
         histories["validation_score"].T if validated else None,
         epochs,
@@ -495,3 +496,15 @@ def _result(tasks: list[Task], outcomes: dict[int, Outcome], began: float, compi
         seconds,
         compile_seconds,
     )
+
+
+def _one_array(lines: list[Array], shape: tuple[int, int]) -> Array | None:
+    """Return the array of which these are all the lines, in their order: as much as there is, a copy costs its time."""
+    whole = lines[0].base if len(lines) == shape[0] else None
+    if whole is None or whole.shape != shape or not whole.flags.c_contiguous:
+        return None
+    if any(line.base is not whole or line.shape != shape[1:] for line in lines):
+        return None
+    addresses = np.array([line.__array_interface__["data"][0] for line in lines])
+    expected = whole.__array_interface__["data"][0] + whole.strides[0] * np.arange(shape[0])
+    return whole if np.array_equal(addresses, expected) else None

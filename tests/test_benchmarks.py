@@ -105,8 +105,8 @@ def test_pytorch_that_finds_no_compiler_is_left_out() -> None:
 
 
 FEW = [
-    Many(replace(CASES["XOR notebook"], name=cases.XOR.name), 3, EPOCHS),
-    Many(Case("", (16, 8, 8, 1), rows=64), 3, EPOCHS),
+    Many(cases.XOR, 3, EPOCHS),
+    Many(Case("", (16, 8, 8, 1), rows=64, dtype="float64"), 3, EPOCHS),
 ]
 
 
@@ -140,7 +140,7 @@ def test_time_of_networks_that_end_apart_is_that_of_so_many_epochs_together(
         now += float(result.epochs.sum())
         return result
 
-    once = make(Many(Case("", (16, 8, 8, 1), rows=64), 20, 3), 1)
+    once = make(Many(Case("", (16, 8, 8, 1), rows=64, dtype="float64"), 20, 3), 1)
     monkeypatch.setattr(fastbp, "train_many", train_many)
     monkeypatch.setattr("time.perf_counter", lambda: now)
     actual = once()

@@ -12,7 +12,7 @@ import pytest
 import fastbp
 from fastbp import ManyResult, train, train_many, workspace
 from fastbp.groups import MOST_PARAMETERS, Bucket, Lanes, Workshop
-from fastbp.many import _tasks, _told
+from fastbp.many import _one_array, _tasks, _told
 from fastbp.workspace import GROUP_EPOCH
 
 N = 70
@@ -279,3 +279,17 @@ def test_losses_that_are_not_for_lanes_have_the_bits_of_train(loss):
         alone = fastbp.train(X, y, **settings, seed=5 + k)
         assert network.params.tobytes() == alone.network.params.tobytes()
         np.testing.assert_array_equal(many.loss[:, k], alone.loss)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "is_whole"), [([0, 1, 2], True), ([1, 0, 2], False), ([0, 1], False), ([0, 1, 1], False)]
+)
+def test_losses_are_taken_without_a_copy_where_they_are_all_lines_of_an_array_in_their_order(chosen, is_whole):
+    whole = np.zeros((3, 4))
+    actual = _one_array([whole[line] for line in chosen], (3, 4))
+
+    assert (actual is whole) == is_whole
+
+
+def test_losses_are_copied_where_networks_had_arrays_of_their_own():
+    assert _one_array([np.zeros(4) for _ in range(3)], (3, 4)) is None
