@@ -6,7 +6,6 @@ What a group computes is in `lanes.py`, which is compiled and only imported when
 from __future__ import annotations
 
 import dataclasses
-import math
 import threading
 import time
 from collections import deque
@@ -300,11 +299,11 @@ class Lanes:
             group.params[lane::V] = 0
         return ended
 
-    def fill(self, threads: int) -> bool:
-        """Give free lanes to those who wait, to so many threads alike; return whether any network is in."""
+    def fill(self) -> bool:
+        """Give free lanes to those who wait, all that are free: one takes the time of all; return whether any is in."""
         waiting, group = self.bucket.waiting, self.group
         free = [lane for lane, task in enumerate(self.tasks) if task is None]
-        for lane in free[: math.ceil(len(waiting) / threads)]:
+        for lane in free:
             try:
                 self.enter(lane, waiting.popleft())
             except IndexError:  # another thread has taken the last one
@@ -399,7 +398,7 @@ class Workshop:
 
     def _train_group(self, bucket: Bucket) -> None:
         lanes, blocks = Lanes(bucket), 1
-        while lanes.fill(1 if any(other.waiting for other in self.buckets if other is not bucket) else self.threads):
+        while lanes.fill():
             ended = False
             while not ended:
                 if self.halt.is_set():

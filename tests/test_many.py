@@ -182,6 +182,22 @@ def test_lanes_are_given_to_those_who_wait(monkeypatch):
     assert 8 * walked <= sum(job["epochs"] for job in jobs) + 8 * 40  # nothing is lost but at the end of the last group
 
 
+def test_a_thread_fills_its_lanes_whoever_waits_beside_it(monkeypatch):
+    counts = []
+    fill = Lanes.fill
+
+    def counted(lanes, *arguments):
+        filled = fill(lanes, *arguments)
+        counts.append(sum(task is not None for task in lanes.tasks))
+        return filled
+
+    monkeypatch.setattr(Lanes, "fill", counted)
+    lanes = workspace.VECTOR_BYTES // 8
+    train_many(X, NUMBERS, 2 * lanes, hidden=3, epochs=2, threads=2, seed=0, dtype="float64")
+
+    assert set(counts) == {0, lanes}  # lanes that are half full take as long
+
+
 def test_result_predicts_with_all_networks():
     result = train_many(X, CLASSES, 5, hidden=4, loss="cross_entropy", epochs=3, seed=1)
     members = np.stack([network.predict(X) for network in result.networks])
