@@ -31,7 +31,7 @@ from fastbp.groups import Outcome, Task, Workshop, counts, key_of, rows_of_task
 from fastbp.many import _check_memory
 from fastbp.network import Network
 from fastbp.progress import Progress
-from fastbp.sklearn import MLPClassifier, MLPRegressor
+from fastbp.sklearn import MLPClassifier, MLPRegressor, pinball_score
 from fastbp.threads import cores
 
 Array = NDArray[Any]
@@ -209,6 +209,10 @@ class _Ensemble:
         return [member.network_ for member in self.estimators_]
 
     @property
+    def _first_network(self: Any) -> Network:
+        return self.estimators_[0].network_
+
+    @property
     def partial_fit(self) -> Any:
         """What an ensemble has not."""
         raise AttributeError(f"{type(self).__name__!r} has no 'partial_fit'")
@@ -356,7 +360,8 @@ class MLPEnsembleRegressor(_Ensemble, MLPRegressor):
     n_features_in_, feature_names_in_
         Those of `MLPRegressor`.
     oob_score_ : float
-        R^2 on the rows that at least one member has not drawn, predicted by those members.
+        R^2, or D^2 with the loss "quantile", on the rows that at least one member has not drawn, predicted by those
+        members.
     oob_prediction_ : ndarray of shape (n,) or (n, outputs)
         Those predictions; NaN where all members have drawn a row.
 
@@ -392,7 +397,8 @@ class MLPEnsembleRegressor(_Ensemble, MLPRegressor):
         X : array_like or sparse matrix of shape (n, features)
             One sample a row.
         return_std : bool, default False
-            Whether to return also the standard deviation of what they predict, with the divisor `n_estimators`.
+            Whether to return also the standard deviation of what they predict, with the divisor `n_estimators`; with
+            the loss "gaussian_nll" that of the mixture of their normal distributions.
 
         Returns
         -------
@@ -410,14 +416,26 @@ class MLPEnsembleRegressor(_Ensemble, MLPRegressor):
         """
         if not checks.flag("return_std", return_std):
             return super().predict(X)
-        predictions = self._predictions(X)
+        predictions = [one.astype(np.float64) for one in self._predictions(X)]
+        squares: list[Array] = []
+        if self._first_network.loss == "gaussian_nll":  # each member has a variance of its own
+            halves = [np.split(one, 2, axis=1) for one in predictions]
+            predictions, squares = [first for first, _ in halves], [np.exp(second) for _, second in halves]
         mean = mean_of(predictions)
-        std = np.sqrt(mean_of([(one.astype(np.float64) - mean) ** 2 for one in predictions])).astype(mean.dtype)
+        variance = mean_of([(one - mean) ** 2 for one in predictions])
+        std = np.sqrt(variance + (mean_of(squares) if squares else 0))
+        mean, std = (array.astype(self._first_network.params.dtype) for array in (mean, std))
         return (mean.ravel(), std.ravel()) if mean.shape[1] == 1 else (mean, std)
 
     def _keep_judgement(self, outputs: Array, targets: Array, judged: Array) -> None:
+        levels = self._first_network.quantiles
+        if self._first_network.loss == "gaussian_nll":
+            outputs = np.split(outputs, 2, axis=1)[0]
         self.oob_prediction_ = outputs.ravel() if outputs.shape[1] == 1 else outputs
-        self.oob_score_ = float(r2_score(targets[judged], outputs[judged])) if judged.sum() > 1 else np.nan
+        self.oob_score_ = np.nan
+        if judged.sum() > 1:
+            known, said = targets[judged], outputs[judged]
+            self.oob_score_ = pinball_score(levels, known, said) if levels else float(r2_score(known, said))
 
 
 # --- search -----------------------------------------------------------------------------------------------------------

@@ -1069,6 +1069,15 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         return tags
 
 
+def pinball_score(levels: tuple[float, ...], y: Array, predicted: Array, weights: Any = None) -> float:
+    """Return D^2 of predicted quantiles (n, levels), the mean over the levels."""
+    y = y.reshape(len(predicted), -1)
+    y = np.broadcast_to(y, predicted.shape) if y.shape[1] == 1 else y
+    return float(np.mean([
+        d2_pinball_score(y[:, k], predicted[:, k], alpha=level, sample_weight=weights) for k, level in enumerate(levels)
+    ]))  # fmt: skip
+
+
 @dataclasses.dataclass(eq=False, repr=False)
 class MLPRegressor(RegressorMixin, _Perceptron):
     """A multilayer perceptron that predicts numbers, one or several a row.
@@ -1167,9 +1176,10 @@ class MLPRegressor(RegressorMixin, _Perceptron):
             If X has other features than those of `fit`, or values that are not finite.
         """
         outputs = self._outputs(X)
-        gaussian = self.network_.loss == "gaussian_nll"
+        loss = self._first_network.loss
+        gaussian = loss == "gaussian_nll"
         if checks.flag("return_std", return_std) and not gaussian:
-            raise checks.ParameterError(f"must be False with the loss {self.network_.loss!r}, got True", "return_std")
+            raise checks.ParameterError(f"must be False with the loss {loss!r}, got True", "return_std")
         parts = np.split(outputs, 2, axis=1) if gaussian else [outputs]
         mean, *rest = (part.ravel() if part.shape[1] == 1 else part for part in parts)
         return (mean, np.exp(0.5 * rest[0])) if return_std else mean
@@ -1199,17 +1209,15 @@ class MLPRegressor(RegressorMixin, _Perceptron):
             If X or y has another form than for `fit`, or values that are not finite.
         """
         check_is_fitted(self)
-        levels = self.network_.quantiles
+        levels = self._first_network.quantiles
         if not levels:
             return super().score(X, y, sample_weight)
-        predicted = self._outputs(X)
-        given = np.asarray(y).reshape(len(predicted), -1)
-        targets = np.broadcast_to(given, predicted.shape) if given.shape[1] == 1 else given
-        scores = [
-            d2_pinball_score(targets[:, k], predicted[:, k], alpha=level, sample_weight=sample_weight)
-            for k, level in enumerate(levels)
-        ]
-        return float(np.mean(scores))
+        return pinball_score(levels, np.asarray(y), self._outputs(X), sample_weight)
+
+    @property
+    def _first_network(self) -> Network:
+        """The network, or the first of several, which are of one kind."""
+        return self.network_
 
     def _rows(self, X: Any, y: Any, reset: bool, classes: Any = None, complete: bool = False) -> tuple[Array, Array]:
         X, y = self._validated(X, y, reset, y_numeric=True)

@@ -412,3 +412,21 @@ RULES = parametrize_with_checks(
 @pytest.mark.parametrize(RULES.args[0], list(RULES.args[1]), **RULES.kwargs)
 def test_estimator_keeps_the_rules_of_scikit_learn(estimator, check):
     check(estimator)
+
+
+@pytest.mark.parametrize("loss", ["quantile", "gaussian_nll"])
+def test_ensemble_of_losses_with_outputs_of_their_own_says_what_its_members_say(loss, rng):
+    X, y = rng.normal(size=(60, 2)), rng.normal(size=60)
+    given = {"hidden_layer_sizes": (4,), "n_estimators": 12, "max_iter": 5, "oob_score": True, "random_state": 0}
+    ensemble = MLPEnsembleRegressor(loss, **given).fit(X, y)
+    members = np.stack([network.predict(X) for network in ensemble.networks_])
+
+    assert ensemble.oob_score_ < 1
+    assert ensemble.score(X, y) < 1
+    if loss == "quantile":
+        np.testing.assert_allclose(ensemble.predict(X), members.mean(axis=0))
+    else:
+        mean, std = ensemble.predict(X, return_std=True)
+        expected = np.exp(members[..., 1]).mean(axis=0) + members[..., 0].var(axis=0)
+        np.testing.assert_allclose(mean, members[..., 0].mean(axis=0))
+        np.testing.assert_allclose(std**2, expected)
