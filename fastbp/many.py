@@ -501,7 +501,7 @@ def _result(tasks: list[Task], outcomes: dict[int, Outcome], began: float, compi
 def _one_array(lines: list[Array], shape: tuple[int, int]) -> Array | None:
     """Return the array of which these are all the lines, in their order: as much as there is, a copy costs its time."""
     whole = lines[0].base if len(lines) == shape[0] else None
-    if whole is None or whole.shape != shape or not whole.flags.c_contiguous:
+    if not isinstance(whole, np.ndarray) or whole.shape != shape or not whole.flags.c_contiguous:
         return None
     if any(line.base is not whole or line.shape != shape[1:] for line in lines):
         return None

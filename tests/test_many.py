@@ -277,6 +277,16 @@ def test_an_executor_trains_the_same_bits_in_parts():
     assert actual.stopped == expected.stopped
 
 
+def test_lines_are_one_array_only_if_they_are():
+    whole = np.ones((2, 3))
+    read = [np.frombuffer(line.tobytes()) for line in whole]  # as they come from a worker
+
+    assert _one_array(list(whole), (2, 3)) is whole
+    assert _one_array(list(whole[::-1]), (2, 3)) is None
+    assert _one_array(list(whole[:1]), (1, 3)) is None
+    assert _one_array(read, (2, 3)) is None
+
+
 def test_time_is_measured_without_compiling():
     began = time.perf_counter()
     result = train_many(X, NUMBERS, 3, epochs=2, seed=0)
