@@ -25,6 +25,9 @@ from benchmarks.report import (
 BEGIN, END = "<!-- table of many networks -->", "<!-- end of table of many networks -->"
 POOL, JAX = "thread pool over train", "jax vmap"
 
+# Cases whose derived figures the README shows; the file beside the results has all.
+SHOWN = ("1,000 x XOR float64", "1,000 x XOR float32", "64 x 16-8-8-1 float32", "64 x 16-32-1 float32")
+
 
 def nanoseconds(entry: Entry) -> float:
     """Return those of a network and epoch on one thread."""
@@ -83,12 +86,13 @@ def sentence(entries: list[Entry]) -> str:
     return f"{text}.\n"
 
 
-def table(run: dict[str, Any]) -> str:
-    """Return the sentence, the figures of all libraries, what is derived from them, and the machine."""
+def table(run: dict[str, Any], whole: bool = True) -> str:
+    """Return the sentence, the figures of all libraries, what is derived from them, all or some, and the machine."""
     entries = entries_of(run)
+    rows = [row for row in derived(entries) if whole or row[0] in SHOWN or row[1].startswith("time / ")]
     return "\n".join([
         sentence(entries), markdown(*section_table(section_of(entries, "many"))),
-        markdown(["networks", "what", "measured"], derived(entries)), f"{machine(run)}.",
+        markdown(["networks", "what", "measured"], rows), f"{machine(run)}.",
     ])  # fmt: skip
 
 
@@ -99,10 +103,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Print the tables, and write them into the README."""
-    text = table(json.loads(arguments.file.read_text(encoding="utf-8")))
+    """Print the tables, and write the short one into the README, and all of them to the file beside the results."""
+    run = json.loads(arguments.file.read_text(encoding="utf-8"))
+    text = table(run)
     sys.stdout.write(text + "\n")
     if arguments.readme:
         readme = arguments.readme.read_text(encoding="utf-8")
-        arguments.readme.write_text(insert(readme, text, BEGIN, END), encoding="utf-8")
+        short = table(run, whole=False) + "\nMore: [benchmarks/results/many.md](benchmarks/results/many.md).\n"
+        arguments.readme.write_text(insert(readme, short, BEGIN, END), encoding="utf-8")
+        results = arguments.readme.parent / "benchmarks" / "results"
+        results.mkdir(parents=True, exist_ok=True)
+        (results / "many.md").write_text(f"# Many networks at once\n\n{text}\n", encoding="utf-8")
     return 0

@@ -46,10 +46,11 @@ from fastbp.workspace import (
 Array = NDArray[Any]
 
 MOST_BLOCKS = 2**24  # of one call
-# Parameters up to which lanes are faster than one network after the other, and rows of a batch that count as much as
-# its update: 16-64-64-1 (5,313) took 0.9 to 1.1 times as long with batches of 32, 0.3 to 0.8 with single rows, and
-# 16-32-1 (577) half as long and as long.
-MOST_PARAMETERS, ROWS_OF_UPDATE = 4000, 6
+# Parameters up to which lanes are faster than one network after the other, and rows of a batch that weigh as much as
+# its update. With batches of 32 they gave 4.1 and 2.5 times the networks a second (float32 and float64) at 16-8-8-1,
+# 2.3 and 1.6 at 16-32-1, 1.5 and 1.2 at 16-32-32-1 (1,633), and from 64-32-10 (2,410) on no more, or less where there
+# are too few networks for all threads; with single rows 1.6 and 1.0 at 16-32-1 (577).
+MOST_PARAMETERS, ROWS_OF_UPDATE = 2500, 6
 
 
 class Task(NamedTuple):

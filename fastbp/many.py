@@ -158,8 +158,8 @@ def train_many(
         Targets, as `fastbp.train` takes them. Never written to.
     networks : int or sequence of dict
         How many networks, which differ by their seeds alone; or for each a dict of what it is told apart from the
-        others: any of `settings`, `hidden` among them. Networks of one shape share lanes; one of more than some 4,000
-        parameters, or 570 with batches of one row, is trained as by `train`, which is faster.
+        others: any of `settings`, `hidden` among them. Networks of one shape share lanes; one of more than some 2,100
+        parameters, or 360 with batches of one row, is trained as by `train`.
     threads : int or "auto", default "auto"
         Threads that share the networks out; "auto" is the number of cores. With an executor those of each part, and
         "auto" is one.

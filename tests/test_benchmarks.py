@@ -661,6 +661,7 @@ def test_table_of_many_networks_has_its_own_marks_and_says_what_is_derived(run: 
     ):
         assert expected in lines
     assert shape not in report.short_table(run)  # which has the other sections
+    assert lines[2] in (tmp_path / "benchmarks" / "results" / "many.md").read_text(encoding="utf-8")
 
 
 def test_readme_without_marks_is_an_error() -> None:
