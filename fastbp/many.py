@@ -203,13 +203,12 @@ def train_many(
     conditioned): both draw the same weights, orders, rows for validation and dropout, but sums over the rows of a batch
     are added here in the order of the rows, there in lanes. Networks that are not for lanes have the bits of `train`.
 
-    A network that has stopped gives its lane to the next that waits. One that diverges stops alone. Ctrl-C raises
-    KeyboardInterrupt within 50 ms; it and whatever else ends a training has an attribute `result`, a ManyResult of what
-    is finished. Parts that an executor's workers are at go on to their end, and nobody hears of them.
+    A lane that nobody has costs as much as one that is used: a handful of networks is trained faster by `train`, one
+    after the other. A network that has stopped gives its lane to the next that waits. One that diverges stops alone.
 
-    X, y and the arrays in `settings` are shipped once to each worker that has not got them, when it says so, and those
-    of single networks with their part. A worker keeps the last ones until others come, for the next call. Data go by
-    pickle, as all that executors ship.
+    Ctrl-C raises KeyboardInterrupt within 50 ms; it and whatever else ends a training has an attribute `result`, a
+    ManyResult of what is finished. Parts that an executor's workers are at go on to their end, and nobody hears of
+    them.
 
     Examples
     --------
