@@ -31,7 +31,7 @@ from fastbp.groups import Outcome, Task, Workshop, counts, key_of, rows_of_task
 from fastbp.many import _check_memory
 from fastbp.network import Network
 from fastbp.progress import Progress
-from fastbp.sklearn import MLPClassifier, MLPRegressor, pinball_score
+from fastbp.sklearn import MLPClassifier, MLPRegressor, _pinball_score
 from fastbp.threads import cores
 
 Array = NDArray[Any]
@@ -435,7 +435,7 @@ class MLPEnsembleRegressor(_Ensemble, MLPRegressor):
         self.oob_score_ = np.nan
         if judged.sum() > 1:
             known, said = targets[judged], outputs[judged]
-            self.oob_score_ = pinball_score(levels, known, said) if levels else float(r2_score(known, said))
+            self.oob_score_ = _pinball_score(levels, known, said) if levels else float(r2_score(known, said))
 
 
 # --- search -----------------------------------------------------------------------------------------------------------

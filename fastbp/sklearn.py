@@ -1069,7 +1069,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         return tags
 
 
-def pinball_score(levels: tuple[float, ...], y: Array, predicted: Array, weights: Any = None) -> float:
+def _pinball_score(levels: tuple[float, ...], y: Array, predicted: Array, weights: Any = None) -> float:
     """Return D^2 of predicted quantiles (n, levels), the mean over the levels."""
     y = y.reshape(len(predicted), -1)
     y = np.broadcast_to(y, predicted.shape) if y.shape[1] == 1 else y
@@ -1212,7 +1212,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         levels = self._first_network.quantiles
         if not levels:
             return super().score(X, y, sample_weight)
-        return pinball_score(levels, np.asarray(y), self._outputs(X), sample_weight)
+        return _pinball_score(levels, np.asarray(y), self._outputs(X), sample_weight)
 
     @property
     def _first_network(self) -> Network:

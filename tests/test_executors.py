@@ -323,7 +323,7 @@ def test_memory_is_checked_here_and_by_workers(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs signals")
-def test_ctrl_c_cancels_what_waits_and_leaves_what_is_finished(monkeypatch):
+def test_ctrl_c_cancels_what_waits_and_leaves_what_is_finished(monkeypatch, ctrl_c):
     def interrupt():
         time.sleep(0.2)  # in which the parts before are gathered
         os.kill(os.getpid(), signal.SIGINT)

@@ -246,7 +246,7 @@ def test_too_much_memory_is_refused_with_the_number_that_would_fit(monkeypatch):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
-def test_ctrl_c_ends_all_threads_and_leaves_what_is_finished(monkeypatch):
+def test_ctrl_c_ends_all_threads_and_leaves_what_is_finished(monkeypatch, ctrl_c):
     before = threading.active_count()
     jobs = [{"epochs": 3}] * 8 + [{"epochs": 1_000_000}] * 8
 
