@@ -112,7 +112,6 @@ from fastbp.workspace import (
     SUM,
     TINY_SAMPLES,
     VALIDATION_MISFIT,
-    WATCHED,
     WEIGHT,
     Group,
     Plan,
@@ -282,7 +281,7 @@ def end_training(plan, group):
 
 @inlined
 def record(plan, group, place, history, weighted, rows):
-    """History = a total over the weight of the rows, for each network;  writes the figure, and zero into the total.
+    """history = a total over the weight of the rows, for each network;  writes the figure, and zero into the total.
 
     Returns 0, or NaN if a figure is not finite.
     """
@@ -305,7 +304,7 @@ def record(plan, group, place, history, weighted, rows):
 
 @kernel
 def forget(V, total):
-    """Total = 0 for each network."""
+    """total = 0 for each network."""
     for v in range(V):
         total[v] = 0
 
@@ -333,16 +332,14 @@ def end_epoch(plan, group):
 def end_validation(plan, group):
     """Mean loss and misfit of the rows for validation;  writes them and totals."""
     if plan.validation_rows > 0:
-        record(plan, group, LOSS, group.validation_loss, True, 1.0)
-        watched = plan.watched == VALIDATION_MISFIT
-        V = lanes_of(group.params)
-        for v in range(V):
-            group.totals[WATCHED * V + v] = group.totals[FIGURE * V + v]
-        record(plan, group, MISFIT, group.validation_misfit, True, 1.0)
-        for v in range(V):
-            if not watched:
-                group.totals[FIGURE * V + v] = group.totals[WATCHED * V + v]
-        forget(V, at(group.totals, WEIGHT * V))
+        # What is watched comes last: `judge` finds it where `record` leaves the figures.
+        if plan.watched == VALIDATION_MISFIT:
+            record(plan, group, LOSS, group.validation_loss, True, 1.0)
+            record(plan, group, MISFIT, group.validation_misfit, True, 1.0)
+        else:
+            record(plan, group, MISFIT, group.validation_misfit, True, 1.0)
+            record(plan, group, LOSS, group.validation_loss, True, 1.0)
+        forget(lanes_of(group.params), at(group.totals, WEIGHT * lanes_of(group.params)))
 
 
 # --- early stopping ---------------------------------------------------------------------------------------------------

@@ -89,8 +89,8 @@ EDGE_ROWS = 8  # of W, at least as many as a tile has
 # in the working precision.
 GROUP_PLACES = 4
 GROUP_ROW, GROUP_EPOCH, GROUP_UNTIL, GROUP_LAID = range(GROUP_PLACES)
-GROUP_TOTALS_PLACES = 13
-GROUP_RATE, FIGURE, WATCHED = range(10, GROUP_TOTALS_PLACES)  # before the schedule; the last of an epoch
+GROUP_TOTALS_PLACES = 12
+GROUP_RATE, FIGURE = range(10, GROUP_TOTALS_PLACES)  # before the schedule; the last of an epoch
 NUMBERS_PLACES = 10
 BATCH, PENALTY, SUM, BETTER = range(6, NUMBERS_PLACES)  # after those of Memory.scalars
 
