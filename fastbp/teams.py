@@ -121,8 +121,10 @@ def team_words(precision, version, plan, memory, share, data, validation, blocks
 @kernel
 def lead(plan, memory, share, data, validation, blocks):
     """`run_blocks` of a team."""
-    position, status = memory.position, FINISHED
+    position, status, control = memory.position, FINISHED, share.control
     epoch, row, panel = position[EPOCH], position[ROW], position[PANEL]
+    if control[ALONE_UNTIL] < 0:  # so many ticks from now on
+        control[ALONE_UNTIL] = ticks() - control[ALONE_UNTIL]
     set_rate(plan, memory, epoch)
     for _ in range(blocks):
         if row < plan.rows:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fastbp.workspace import (
+    ALONE_UNTIL,
     CAUTION,
     CONTROL_PLACES,
     EDGE_ROWS,
@@ -49,12 +50,32 @@ STAGE_SECONDS, START_SECONDS = 8e-6, 1e-4
 LAST_PANEL = 0.15  # of a panel, that the others wait for whoever ends last
 GAIN = 0.9  # the share of the time of one thread that several must promise to take
 
+# Where strangers keep the cores busy, a chunk that a helper took ends when the system gives it a core again, some 3 ms
+# later. So a leader begins alone for so many ticks, some 50 ms, and "auto" takes several threads only for what will
+# take one longer than so many seconds.
+ALONE_TICKS, FIRST_CAUTION = 2**27, 5
+LONG_SECONDS = 0.2
+
 
 def cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "process_cpu_count"):  # from Python 3.13 on
         return os.process_cpu_count() or 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def idle_cores() -> int:
+    """Cores that nobody else uses at this moment, or all cores, where the system does not tell."""
+    count = os.cpu_count() or 1
+    try:
+        place = os.open("/proc/loadavg", os.O_RDONLY)
+        try:
+            running = int(os.read(place, 100).split()[3].partition(b"/")[0])  # in 5 us
+        finally:
+            os.close(place)
+    except (OSError, ValueError, IndexError):
+        return count
+    return max(1, count + 1 - running)
 
 
 # --- how many ---------------------------------------------------------------------------------------------------------
@@ -95,6 +116,8 @@ def best(plan: Plan, dtype: Any, batches: int = 1, most: int | None = None) -> i
         together = min(seconds(plan, dtype, count, by_units) for by_units in (False, True))
         if together < least and (alone - together) * batches > START_SECONDS:
             least, chosen = 0.97 * together, count
+    if most is None and chosen > 1 and alone * batches < LONG_SECONDS and chosen > (idle := idle_cores()):
+        return best(plan, dtype, batches, idle)
     return chosen
 
 
@@ -102,7 +125,8 @@ def best_to_predict(plan: Plan, dtype: Any, most: int | None = None) -> int:
     """Return how many threads, of so many or of as many as there are cores, pay for one prediction of all rows."""
     work = plan.parameters + UNIT_WORK * int(plan.sizes[1:].sum())
     took = plan.rows * work * dtype.itemsize / (PACE * 4e9)
-    return max(1, min(cores() if most is None else most, int(took / (2 * START_SECONDS))))
+    chosen = max(1, min(cores() if most is None else most, int(took / (2 * START_SECONDS))))
+    return min(chosen, idle_cores()) if most is None and chosen > 1 else chosen
 
 
 # --- what they share --------------------------------------------------------------------------------------------------
@@ -166,6 +190,7 @@ class Helpers:
         self.condition = threading.Condition()
         self.inside = 0  # threads that have begun and not ended
         self.closed = False
+        _helpers.add(self)
 
     def start(self, help_out: Callable[[int], object], count: int) -> None:
         """Have so many threads help out, each with a number, from 1 on; or fewer, if no more can be started."""
@@ -192,7 +217,7 @@ class Helpers:
                 self.condition.notify_all()
 
     def close(self) -> None:
-        """Have all threads end."""
+        """Have all threads end, without waiting for it: beside a stranger on their core that takes some 3 ms."""
         with self.condition:
             self.closed = True
             self.condition.notify_all()
@@ -301,6 +326,8 @@ class Team:
         lead: Callable[..., int] = team_words
         if blocks == 0 or self.threads == 1:  # the first call compiles, which no helper is to do
             return lead(*work.words, blocks, 0)
+        if self.threads > 1 and self._room is None and self.threads > idle_cores():
+            work.control[ALONE_UNTIL], work.control[CAUTION] = -ALONE_TICKS, FIRST_CAUTION
         room = self._room or self._begin()
         try:
             with room.condition:
@@ -324,13 +351,12 @@ class Team:
         return room
 
     def close(self) -> None:
-        """End the threads, and wait until they have ended."""
+        """Have the threads end."""
         room, last, self._room, self._last = self._room, self._last, None, None
         if room is not None:
             if last is not None:
                 last.control[OPEN] = -1  # whoever lingers there need not
             self._end()
-            room.wait()
 
     def _forget(self) -> None:
         """Know nothing of threads that only the parent has."""
@@ -360,16 +386,19 @@ def predict(plan: Plan, params: Array, data: Array, predictions: Array, threads:
         predict_words(*words, *arrays, threads, 0)
     finally:
         helpers.close()
-        helpers.wait()
 
 
 _teams: weakref.WeakSet[Team] = weakref.WeakSet()
+_helpers: weakref.WeakSet[Helpers] = weakref.WeakSet()
 
 
 def _before_fork() -> None:
     for team in list(_teams):
         if team._room is not None and team._room.work is None:
             team.close()
+    for helpers in list(_helpers):
+        if helpers.closed:
+            helpers.wait()
 
 
 def _after_fork() -> None:

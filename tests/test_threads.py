@@ -25,6 +25,12 @@ COUNTS = [1, 2, 3, 4, 7]
 ROWS, EPOCHS = 300, 2
 
 
+@pytest.fixture(autouse=True)
+def idle_machine(monkeypatch):
+    """No strangers that teams would begin alone for."""
+    monkeypatch.setattr(threads, "idle_cores", lambda: 64)
+
+
 @pytest.fixture(scope="module")
 def team_of():
     """Teams by the number of their threads."""
@@ -209,6 +215,7 @@ def test_thread_that_begins_after_the_end_does_nothing(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be told where to run")
+@pytest.mark.usefixtures("nobody_left")
 def test_threads_that_have_begun_may_go_wherever_their_leader_may():
     helpers, seen, allowed = threads.Helpers(), [], os.sched_getaffinity(0)
     helpers.start(lambda helper: seen.append((helper, os.sched_getaffinity(0))), 2)
@@ -216,11 +223,9 @@ def test_threads_that_have_begun_may_go_wherever_their_leader_may():
     while len(seen) < 2 and time.monotonic() < deadline:
         time.sleep(0.001)
     helpers.close()
-    helpers.wait()
 
     assert sorted(seen) == [(1, allowed), (2, allowed)]
     assert os.sched_getaffinity(0) == allowed
-    assert helpers.inside == 0
 
 
 @pytest.mark.parametrize("after", [0, 0.005])
@@ -279,6 +284,22 @@ def test_leader_that_had_to_wait_for_long_works_alone_for_a_while():
     assert status == kernels.FINISHED
 
 
+def test_leader_beside_a_stranger_begins_alone(monkeypatch):
+    monkeypatch.setattr(threads, "idle_cores", lambda: 1)
+    monkeypatch.setattr(threads, "ALONE_TICKS", 2**62)
+    network, plan, rows, validation = problem_of()
+    expected = alone(network, plan, rows, validation)
+    plan, share = threads.shared(plan, network.params.dtype, 2)
+    memory = make_memory(plan, network.params.copy(), EPOCHS)
+    with threads.Team(2) as team:
+        status = threads.bind(plan, memory, share, rows, validation, team)(EPOCHS * plan.blocks_per_epoch)
+
+    assert_same_bits((status, memory), expected)
+    assert share.control[TICKET] == threads.LIMIT  # nothing was offered
+    if platform.machine() in ("x86_64", "AMD64"):
+        assert 2**62 < share.control[ALONE_UNTIL] < 2**63 - 1
+
+
 # --- the ends of threads ----------------------------------------------------------------------------------------------
 
 
@@ -308,8 +329,6 @@ class TestNoThreadIsLeft:
             time.sleep(0.01)
         assert room.inside == 2
         team.close()
-
-        assert room.inside == 0
 
     def test_after_an_error(self):
         def fails():
@@ -441,6 +460,41 @@ def test_predictions_of_many_rows_are_shared_out():
     few, many = (threads.best_to_predict(make_plan(network, n, n), np.dtype(np.float64), 4) for n in (32, 10**5))
 
     assert (few, many) == (1, 4)
+
+
+def test_what_is_not_long_takes_no_core_of_a_stranger(monkeypatch):
+    plan, dtype = make_plan(Network((16, 512, 512, 1)), 10**5, 512, SGD()), np.dtype(np.float64)
+    monkeypatch.setattr(threads, "cores", lambda: 4)
+    for idle in (1, 2, 4):
+        monkeypatch.setattr(threads, "idle_cores", lambda idle=idle: idle)
+
+        assert threads.best(plan, dtype, 10) == threads.best_to_predict(plan, dtype) == idle
+        assert threads.best(plan, dtype, 10**6) == 4  # strangers come and go
+
+
+@pytest.mark.parametrize(
+    ("text", "idle"),
+    [
+        ("0.13 0.89 1.35 1/84 11822\n", 4),
+        ("9 9 9 3/84 1", 2),
+        ("9 9 9 9/84 1", 1),
+        ("0 0 0", 4),
+        ("0 0 0 x/1", 4),
+        ("", 4),
+    ],
+)
+def test_idle_cores_are_those_that_the_system_tells_of(text, idle, monkeypatch):
+    monkeypatch.undo()  # `idle_machine`
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "read", lambda *_: text.encode())
+
+    assert threads.idle_cores() == idle
+
+    def refused(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "open", refused)
+    assert threads.idle_cores() == 4
 
 
 def test_no_more_threads_than_cores():
