@@ -321,6 +321,17 @@ def features(
     array([[0., 1.],
            [1., 1.]])
     """
+    return finite(name, _rows(X, dtype, inputs, minimum_rows, name), dtype)
+
+
+def features_to_predict(X: object, dtype: np.dtype[Any], inputs: int) -> Array:
+    """`features` of no rows or more; if it is X itself, whoever reads it has to find out whether it is finite."""
+    array = _rows(X, dtype, inputs, 0, "X")
+    return array if _ready(array, dtype) else finite("X", array, dtype)
+
+
+def _rows(X: object, dtype: np.dtype[Any], inputs: int | None, minimum_rows: int, name: str) -> Array:
+    """Return X as an array of numbers (rows, columns), dtype and layout as they are."""
     array = _array(name, X, dtype)
     if array.ndim != 2:
         hint = f"; {name}.reshape(-1, 1) makes a column of it" if array.ndim == 1 else ""
@@ -332,7 +343,7 @@ def features(
         raise DataError(f"{name} has {_plural(columns, 'column')}, the network has {_plural(inputs, 'input')}")
     if columns < 1:
         raise DataError(f"must have at least 1 column, got shape {array.shape}", name)
-    return finite(name, array, dtype)
+    return array
 
 
 def targets(

@@ -81,17 +81,21 @@ from fastbp.workspace import (
     BATCH_WEIGHT,
     BEST,
     BEST_RATE,
+    DIVERGED,
     EPOCH,
     ERROR,
     FACTOR,
+    FINISHED,
     LOSS,
     MISFIT,
     PANEL,
     RATE,
+    REFUSED,
     ROW,
     SCALE,
     STALE,
     STALE_RATE,
+    STOPPED,
     SUM_TOLERANCE,
     VALIDATION_LOSS,
     VALIDATION_MISFIT,
@@ -101,7 +105,6 @@ from fastbp.workspace import (
     words_of,
 )
 
-FINISHED, DIVERGED, STOPPED, REFUSED = range(4)
 PANELS = True  # how `run` takes rows that are not shuffled
 
 
@@ -344,60 +347,56 @@ def converges(plan, memory, loss):
     return good
 
 
-def predict(plan, params, data, order, all_zero, gathered, activations, predictions):
+def predict(plan, params, data, counting, all_zero, gathered, activations, predictions):
     """Predictions for all rows, a block at a time.
 
-    params (P,), data (n, I), order (n,), all_zero (widest layer, at least V) zeros;  writes gathered (block, I, S),
-    activations as `forward` and predictions (n, O). All arrays are flat.
+    params (P,), data (n, I), counting (block S,) 0, 1, ..., all_zero (widest layer, at least V) zeros;  writes gathered
+    (block, I, S), activations as `forward` and predictions (n, O). All arrays are flat. Returns FINISHED, or REFUSED if
+    a number of params or data is not finite.
     """
-    predict_words(
-        None if plan.lean else True, words_of(plan), params, data, order, all_zero, gathered, activations, predictions
-    )
-    return FINISHED
+    return bind_predict(plan, params, counting, all_zero, gathered, activations)(data, predictions)
 
 
-def bind_predict(plan, *arrays):
-    """`predict` as a function of nothing."""
+def bind_predict(plan, params, counting, all_zero, gathered, activations):
+    """`predict` as a function of data and predictions."""
     full, words = None if plan.lean else True, words_of(plan)
 
-    def bound(plan=plan):  # whose arrays must outlive the words, their addresses
-        return predict_words(full, words, *arrays)
+    def bound(data, predictions, plan=plan):  # whose arrays must outlive the words, their addresses
+        return predict_words(full, words, params, data, counting, all_zero, gathered, activations, predictions)
 
     return bound
 
 
 @entry
-def are_finite(params, data):
-    """Whether all numbers of both arrays, neither of them empty, are finite."""
-    return finite(params.size, at(params, 0)) and finite(data.size, at(data, 0))
-
-
-@entry
-def predict_words(full, plan, params, data, order, all_zero, gathered, activations, predictions):
+def predict_words(full, plan, params, data, counting, all_zero, gathered, activations, predictions):
     """`predict` with the words of the plan."""
     before = flush_subnormals()
-    predict_blocks(
-        bundle(Plan, params[0], full, plan), at(params, 0), at(data, 0), at(order, 0), at(all_zero, 0), at(gathered, 0),
-        at(activations, 0), at(predictions, 0),
+    status = predict_blocks(
+        bundle(Plan, params[0], full, plan), at(params, 0), at(data, 0), at(counting, 0), at(all_zero, 0),
+        at(gathered, 0), at(activations, 0), at(predictions, 0),
     )  # fmt: skip
     put_back(before)
+    return status
 
 
 @kernel
-def predict_blocks(plan, params, data, order, all_zero, x, a, predictions):
+def predict_blocks(plan, params, data, counting, all_zero, x, a, predictions):
     """`predict` with pointers in place of arrays."""
+    good = finite(plan.parameters, params)
     for first in range(0, plan.rows, plan.block * plan.width):
-        predict_block(plan, params, data, at(order, first), all_zero, first, x, a, predictions)
+        good = predict_block(plan, params, data, counting, all_zero, first, x, a, predictions) and good
+    return FINISHED if good else REFUSED
 
 
 @inlined
-def predict_block(plan, params, data, order, all_zero, first, x, a, predictions):
-    """`predict` for a block of rows, from the first on;  order begins with its own."""
+def predict_block(plan, params, data, counting, all_zero, first, x, a, predictions):
+    """`predict` for a block of rows, from the first on;  returns whether all their numbers are finite."""
     S, I, O = plan.width, plan.sizes[0], plan.sizes[plan.layers]
     kind, top = plan.kinds[plan.layers - 1], plan.tops[plan.layers - 1] * plan.block * S
     count = min(plan.rows - first, plan.block * S)
     panels = (count + S - 1) // S
-    gather(data, order, count, I, S, panels, all_zero, x)
+    gather(at(data, first * I), counting, count, I, S, panels, all_zero, x)
+    good = finite(panels * I * S, x)
     forward(plan, params, all_zero, all_zero, x, I, np.int64(0), panels, first, first, a, a)
     for p in range(panels):
         z = at(a, top + p * O * S)
@@ -410,6 +409,7 @@ def predict_block(plan, params, data, order, all_zero, first, x, a, predictions)
         for s in range(min(S, count - p * S)):
             for o in range(O):
                 out[s * O + o] = z[o * S + s]
+    return good
 
 
 # --- one batch: forward pass, loss, backward pass, update -------------------------------------------------------------

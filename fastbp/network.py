@@ -17,8 +17,9 @@ from fastbp import checkpoint, checks
 from fastbp.choices import BACKENDS, INITIALISERS, LOSSES, QUANTILES
 from fastbp.threads import Team, best, best_to_predict, is_alone, shared
 from fastbp.threads import bind as bind_team
-from fastbp.threads import predict as predict_together
+from fastbp.threads import bind_predict as bind_together
 from fastbp.workspace import (
+    FINISHED,
     VECTOR_BYTES,
     address,
     forward_memory,
@@ -34,9 +35,9 @@ from fastbp.workspace import (
 Array = NDArray[Any]
 
 PIECE = 2**16  # weights drawn in one go: what drawing takes beside the parameters, and Ctrl-C waits for
-CALL_WORK = 2**25  # multiply-adds of one call of a kernel, 1 to 10 ms; Ctrl-C waits for it
+CALL_WORK = 2**26  # multiply-adds of one call of a kernel, 1 to 20 ms; Ctrl-C waits for it
 UNIT_WORK = 32  # of them, what a unit costs beside its weights
-MOST_PREPARED = 8  # numbers of rows that a network is prepared to predict
+MOST_PREPARED = 8  # shapes of X that a network is prepared to predict for
 COMPILED = "numba"
 BLOCK_ROWS = 128  # of a call, at least: fewer would not fill the blocks of the kernel
 
@@ -149,14 +150,11 @@ def _parameters(size: int, dtype: np.dtype[Any]) -> Array:
 
 
 class _Prepared(NamedTuple):
-    """What `predict` needs for one number of rows, no more than a block."""
+    """What `predict` needs for one shape of X."""
 
     owner: Array  # of the parameters: if the network has others by now, all this is void
-    params: Array  # a view of them, whose flags nobody else can reach
-    x: Array  # (n, inputs), where X is copied to
-    predictions: Array  # (n, outputs)
-    are_finite: Callable[[Array, Array], bool]
-    run: Callable[[], int]
+    run: Callable[[Array, Array], int]
+    x: Array | None  # (n, inputs), where few rows are copied to; many are read where they lie
 
 
 class _Description(NamedTuple):
@@ -270,7 +268,7 @@ class Network:
         checks.memory(kind.itemsize * P, f"the vector of {P} parameters")
         self._params = _parameters(P, kind)
         initialise(self._params, units, self._description.bias, init, seed)
-        self._prepared: dict[tuple[tuple[int, ...], Any], _Prepared] = {}
+        self._prepared: dict[tuple[tuple[int, ...], Any, int | str], _Prepared] = {}
 
     def _another(self, init: str, seed: int) -> Network:
         """Return a network of the same description, drawn anew by what was checked before."""
@@ -534,54 +532,58 @@ class Network:
         >>> Network((2, 1), init="zeros").predict([[1.0, 2.0]])
         array([[0.]])
         """
-        # Few rows are prepared, and for them "auto" is one thread.
-        alone = (type(threads) is int and threads == 1) or (type(threads) is str and threads == "auto")
-        if alone and type(X) is np.ndarray and backend is COMPILED:  # not ==, which a stranger's class may answer
-            # Taken out while it is in use: two threads may predict at once.
-            prepared = self._prepared.pop((X.shape, X.dtype), None)
-            if prepared is not None and prepared.owner is self._params:
-                prepared.x[...] = X
-                if prepared.are_finite(prepared.params, prepared.x):
-                    prepared.run()
-                    result = prepared.predictions.copy()
-                    self._prepared[X.shape, X.dtype] = prepared
-                    return result
+        # Not ==, which a stranger's class may answer.
+        known = type(X) is np.ndarray and type(threads) in (int, str) and backend is COMPILED
+        if known and (again := self._predict_again(X, threads)) is not None:  # type: ignore[arg-type]
+            return again
         dtype, sizes = self._params.dtype, self._description.sizes
         backend, wanted = checks.choice("backend", backend, BACKENDS), checks.threads(threads)
         compute = engine(backend)
-        X = checks.features(X, dtype, sizes[0], minimum_rows=0)
-        n, params = len(X), self._checked()
+        X = checks.features_to_predict(X, dtype, sizes[0])
+        n, owner = len(X), self._params
+        # A view, whose flags nobody else can reach: for read-only arrays Numba would compile once more.
+        params = owner.view() if owner.flags.writeable else owner.copy()
         # In calls of some milliseconds, between which Python attends to Ctrl-C.
         rows = n if n <= BLOCK_ROWS else min(n, max(BLOCK_ROWS, CALL_WORK // self._work()))
         plan = make_plan(self, rows or 1, rows or 1)
-        values = n * sizes[-1] + plan.block * plan.width * (int(plan.tops[-1]) + sizes[0] + 2 * sizes[-1] + 1)
-        if values > PIECE:  # asking for the memory of the machine takes a microsecond
-            checks.memory(dtype.itemsize * values, f"the array of {n} predictions, with what computes them,")
-        predictions = np.empty((n, sizes[-1]), dtype)
-        count = (
-            1 if wanted == 1 or not (compute.PANELS and n) else wanted or best_to_predict(plan._replace(rows=n), dtype)
-        )
-        if count > 1:
-            for first in range(0, n, rows * count):
-                part = slice(first, min(first + rows * count, n))
-                plan = make_plan(self, part.stop - first, part.stop - first)
-                predict_together(plan, params, X[part], predictions[part], count)
-            return predictions
-        order = np.arange(rows)
-        gathered, activations, all_zero = forward_memory(plan, dtype)
+        values = plan.block * plan.width * (int(plan.tops[-1]) + sizes[0] + 2 * sizes[-1] + 1)
+        if n * sizes[-1] + values > PIECE:  # asking for the memory of the machine takes a microsecond
+            size = dtype.itemsize * (n * sizes[-1] + values)
+            checks.memory(size, f"the array of {n} predictions, with what computes them,")
+        predictions, count = np.empty((n, sizes[-1]), dtype), 1
+        if wanted != 1 and compute.PANELS and n:
+            count = wanted or best_to_predict(plan._replace(rows=n), dtype)
+        rows, run, status = min(n, rows * count), None, FINISHED
+        memory = forward_memory(plan, dtype) if count == 1 else ()
         for first in range(0, n, rows or 1):
-            if n - first < rows:
-                plan = plan._replace(rows=n - first)
-            part = slice(first, first + rows)
-            compute.predict(
-                plan, params, X[part], order[: plan.rows], all_zero, gathered, activations, predictions[part]
-            )
-        if 0 < n <= plan.block * plan.width and values <= PIECE and params is self._params and backend == COMPILED:
+            part = slice(first, min(first + rows, n))
+            if run is None or part.stop - first < rows:
+                plan = plan._replace(rows=part.stop - first)
+                run = bind_together(plan, params, count) if count > 1 else compute.bind_predict(plan, params, *memory)
+            status = status or run(X[part], predictions[part])
+        if status != FINISHED or n == 0:
+            checks.finite("X", X, dtype)
+            self._checked()
+        if known and run is not None and rows == n and values <= PIECE and owner.flags.writeable:
             if len(self._prepared) >= MOST_PREPARED:
                 self._prepared.clear()
-            view, x, out = params.view(), np.empty_like(X), np.empty_like(predictions)
-            run = compute.bind_predict(plan, view, x, order, all_zero, gathered, activations, out)
-            self._prepared[X.shape, X.dtype] = _Prepared(params, view, x, out, compute.are_finite, run)
+            own = np.empty_like(X) if n <= plan.block * plan.width else None
+            self._prepared[X.shape, X.dtype, threads] = _Prepared(owner, run, own)
+        return predictions
+
+    def _predict_again(self, X: Array, threads: int | str) -> Array | None:
+        """Predict as it was done before for such rows; None if it was not, or if a number is not finite."""
+        key = X.shape, X.dtype, threads
+        prepared = self._prepared.pop(key, None)  # taken out while it is in use: two threads may predict at once
+        if prepared is None or prepared.owner is not self._params or (prepared.x is None and not X.flags.carray):
+            return None
+        x, predictions = X, np.empty((len(X), self._description.sizes[-1]), X.dtype)
+        if prepared.x is not None:
+            x = prepared.x
+            x[...] = X
+        if prepared.run(x, predictions) != FINISHED:
+            return None
+        self._prepared[key] = prepared
         return predictions
 
     def _work(self) -> int:

@@ -88,16 +88,20 @@ from fastbp.workspace import (
     BATCH_WEIGHT,
     BEST,
     BEST_RATE,
+    DIVERGED,
     EPOCH,
     ERROR,
     FACTOR,
+    FINISHED,
     LOSS,
     MISFIT,
     POWER1,
     POWER2,
+    REFUSED,
     ROW,
     STALE,
     STALE_RATE,
+    STOPPED,
     SUM_TOLERANCE,
     VALIDATION_LOSS,
     VALIDATION_MISFIT,
@@ -106,7 +110,6 @@ from fastbp.workspace import (
 )
 
 Array = NDArray[Any]
-FINISHED, DIVERGED, STOPPED, REFUSED = range(4)
 PANELS = False  # `run` takes the rows themselves
 
 
@@ -984,20 +987,17 @@ def are_targets(loss: int, y: Array) -> bool:
     return loss != POISSON or bool((y >= 0).all())
 
 
-def bind_predict(plan: Any, *arrays: Array) -> Callable[[], int]:
-    """`predict` as a function of nothing."""
-    return functools.partial(predict, plan, *arrays)
+def bind_predict(plan: Any, params: Array, *memory: Array) -> Callable[[Array, Array], int]:
+    """`predict` as a function of data and predictions."""
+    return lambda data, predictions: predict(plan, params, data, *memory, predictions)
 
 
-def are_finite(params: Array, data: Array) -> bool:
-    """Whether all numbers of both arrays are finite."""
-    return finite(params) and finite(data)
-
-
-def predict(plan: Any, params: Array, data: Array, order: NDArray[np.int64], *memory: Array) -> int:
-    """Predictions for the data (n, I) in the given order (n,);  writes the last array, predictions (n, O)."""
+def predict(plan: Any, params: Array, data: Array, *memory: Array) -> int:
+    """Predictions for the data (n, I);  writes the last array, predictions (n, O)."""
+    if not (finite(params) and finite(data)):
+        return REFUSED
     *_, predictions = memory
-    activations, _ = forward(plan, params, np.zeros(plan.layers), data[order], 0, 0)
+    activations, _ = forward(plan, params, np.zeros(plan.layers), data, 0, 0)
     z, kind = activations[-1], plan.kinds[-1]
     predictions[:] = softmax(z) if kind == SOFTMAX else activation(kind, z)
     return FINISHED

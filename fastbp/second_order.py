@@ -43,8 +43,6 @@ from fastbp.formulas import (
 )
 from fastbp.jit import entry, inlined, kernel
 from fastbp.kernels import (
-    DIVERGED,
-    FINISHED,
     backward,
     copy,
     end_validation,
@@ -84,9 +82,11 @@ from fastbp.workspace import (
     BATCH_PANEL,
     BATCH_ROW,
     BATCH_VALUE,
+    DIVERGED,
     EPOCH,
     ERROR,
     EVALUATED,
+    FINISHED,
     HIGH,
     HIGH_SLOPE,
     HIGH_VALUE,

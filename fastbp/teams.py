@@ -15,10 +15,9 @@ Dimensions and the order of panels are those of `kernels.py`.
 import numpy as np
 
 from fastbp.choices import ADAMW
-from fastbp.formulas import begin_step, misfit, update
+from fastbp.formulas import begin_step, finite, misfit, update
 from fastbp.jit import entry, inlined, kernel
 from fastbp.kernels import (
-    FINISHED,
     activate_units,
     end_block,
     forward,
@@ -59,7 +58,9 @@ from fastbp.workspace import (
     EDGE_ROWS,
     EPOCH,
     ERROR,
+    FAULTS,
     FIGURES_PLACES,
+    FINISHED,
     IN_TIME,
     LEADERS_CORE,
     LEAST_CAUTION,
@@ -68,6 +69,7 @@ from fastbp.workspace import (
     MISFIT,
     OPEN,
     PANEL,
+    REFUSED,
     ROW,
     STAGE,
     STAGE_EPOCH,
@@ -518,30 +520,33 @@ def gradient_chunk(share, a, a_stride, rows, delta, O, samples, S, scratch, help
 
 @entry
 def predict_words(
-    full, plan, control, params, data, order, all_zero, gathered, activations, predictions, threads, helper
+    full, plan, control, params, data, counting, all_zero, gathered, activations, predictions, threads, helper
 ):
     """`predict_words` of the kernels by so many threads: the leader is helper 0, and waits for blocks that others took.
 
-    order (block,) 0, 1, ...; gathered and activations have room for each thread. Control begins with zeros.
+    gathered and activations have room for each thread. Control begins with zeros. What the leader returns counts.
     """
     before = flush_subnormals()
-    predict_blocks(
-        bundle(Plan, params[0], full, plan), at(control, 0), at(params, 0), at(data, 0), at(order, 0), at(all_zero, 0),
-        at(gathered, gathered.size // threads * helper), at(activations, activations.size // threads * helper),
-        at(predictions, 0), helper,
+    status = predict_blocks(
+        bundle(Plan, params[0], full, plan), at(control, 0), at(params, 0), at(data, 0), at(counting, 0),
+        at(all_zero, 0), at(gathered, gathered.size // threads * helper),
+        at(activations, activations.size // threads * helper), at(predictions, 0), helper,
     )  # fmt: skip
     put_back(before)
+    return status
 
 
 @kernel
-def predict_blocks(plan, control, params, data, order, all_zero, x, a, predictions, helper):
+def predict_blocks(plan, control, params, data, counting, all_zero, x, a, predictions, helper):
     """`predict_words` with pointers in place of arrays."""
     rows = plan.block * plan.width
     blocks, looks = (plan.rows + rows - 1) // rows, 0
+    if helper == 0 and not finite(plan.parameters, params):
+        atomic_add(control, FAULTS, 1)
     block = atomic_add(control, TICKET, 1)
     while block < blocks:
-        first = block * rows
-        predict_block(plan, params, at(data, first * plan.sizes[0]), order, all_zero, first, x, a, predictions)
+        if not predict_block(plan, params, data, counting, all_zero, block * rows, x, a, predictions):
+            atomic_add(control, FAULTS, 1)
         atomic_add(control, DONE, 1)
         block = atomic_add(control, TICKET, 1)
     while helper == 0 and atomic_load(control, DONE) != blocks:
@@ -550,3 +555,4 @@ def predict_blocks(plan, control, params, data, order, all_zero, x, a, predictio
             pause()
         else:
             give_way()
+    return FINISHED if atomic_load(control, FAULTS) == 0 else REFUSED

@@ -11,6 +11,7 @@ import ctypes
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -55,6 +56,7 @@ GAIN = 0.9  # the share of the time of one thread that several must promise to t
 # take one longer than so many seconds.
 ALONE_TICKS, FIRST_CAUTION = 2**27, 5
 LONG_SECONDS = 0.2
+ASKED_SECONDS = 0.01  # how long an answer holds: to ask takes 10 to 30 us
 
 
 def cores() -> int:
@@ -66,16 +68,24 @@ def cores() -> int:
 
 def idle_cores() -> int:
     """Cores that nobody else uses at this moment, or all cores, where the system does not tell."""
-    count = os.cpu_count() or 1
+    global _asked
+    now = time.monotonic()
+    if now < _asked[0]:
+        return _asked[1]
+    count = os.cpu_count() or 1  # which reads a file as well
     try:
         place = os.open("/proc/loadavg", os.O_RDONLY)
         try:
-            running = int(os.read(place, 100).split()[3].partition(b"/")[0])  # in 5 us
+            running = int(os.read(place, 100).split()[3].partition(b"/")[0])
         finally:
             os.close(place)
     except (OSError, ValueError, IndexError):
-        return count
-    return max(1, count + 1 - running)
+        running = 1
+    _asked = now + ASKED_SECONDS, max(1, count + 1 - running)
+    return _asked[1]
+
+
+_asked = 0.0, 1  # until when that is known
 
 
 # --- how many ---------------------------------------------------------------------------------------------------------
@@ -125,8 +135,7 @@ def best_to_predict(plan: Plan, dtype: Any, most: int | None = None) -> int:
     """Return how many threads, of so many or of as many as there are cores, pay for one prediction of all rows."""
     work = plan.parameters + UNIT_WORK * int(plan.sizes[1:].sum())
     took = plan.rows * work * dtype.itemsize / (PACE * 4e9)
-    chosen = max(1, min(cores() if most is None else most, int(took / (2 * START_SECONDS))))
-    return min(chosen, idle_cores()) if most is None and chosen > 1 else chosen
+    return max(1, min(cores() if most is None else most, int(took / (2 * START_SECONDS))))
 
 
 # --- what they share --------------------------------------------------------------------------------------------------
@@ -371,21 +380,24 @@ def bind(plan: Plan, memory: Memory, share: Share, data: Array, validation: Arra
     return lambda blocks: team.run(work, blocks)
 
 
-def predict(plan: Plan, params: Array, data: Array, predictions: Array, threads: int) -> None:
-    """`predict` of the kernels for rows in their order, by so many threads; data (n, I) and predictions (n, O)."""
+def bind_predict(plan: Plan, params: Array, threads: int) -> Callable[[Array, Array], int]:
+    """`bind_predict` of the kernels for so many threads, or as many as find an idle core."""
     from fastbp.teams import predict_words
 
-    control, order = aligned(CONTROL_PLACES, np.dtype(np.int64)), np.arange(plan.block * plan.width)
-    gathered, activations, all_zero = forward_memory(plan._replace(block=threads * plan.block), params.dtype)
-    # Arrays and not their addresses: whoever works with them keeps them.
-    words = None if plan.lean else True, words_of(plan), control, params, data, order, all_zero
-    arrays = gathered, activations, predictions
-    helpers = Helpers()
-    try:
-        helpers.start(lambda helper: predict_words(*words, *arrays, threads, helper), threads - 1)
-        predict_words(*words, *arrays, threads, 0)
-    finally:
-        helpers.close()
+    full, plan_words, memory = None if plan.lean else True, words_of(plan), forward_memory(plan, params.dtype, threads)
+
+    def bound(data: Array, predictions: Array, plan: Plan = plan) -> int:  # whose arrays must outlive its words
+        control, helpers = aligned(CONTROL_PLACES, np.dtype(np.int64)), Helpers()
+        # Arrays and not their addresses: whoever works with them keeps them.
+        words = full, plan_words, control, params, data, *memory, predictions, threads
+        try:
+            helpers.start(lambda helper: predict_words(*words, helper), min(threads, idle_cores()) - 1)
+            status: int = predict_words(*words, 0)
+        finally:
+            helpers.close()
+        return status
+
+    return bound
 
 
 _teams: weakref.WeakSet[Team] = weakref.WeakSet()

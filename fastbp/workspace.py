@@ -68,6 +68,8 @@ TRAINING_LOSS, VALIDATION_LOSS, VALIDATION_MISFIT = range(3)
 POSITION_PLACES = 5
 EPOCH, ROW, PANEL, STALE, STALE_RATE = range(POSITION_PLACES)
 
+FINISHED, DIVERGED, STOPPED, REFUSED = range(4)  # what calls of kernels return
+
 # Places in Memory.totals: sums over the rows seen in this epoch, of its weights in this batch and in the epoch; beta1^t
 # and beta2^t of Adam; the best figure of early stopping and of ReduceOnPlateau, and the factor that the latter reached.
 TOTALS_PLACES = 10
@@ -79,6 +81,7 @@ CONTROL_PLACES = 40
 TICKET, DONE, OPEN = 0, 8, 16
 STAGE, STAGE_LAYER, STAGE_EPOCH, STAGE_ROW, STAGE_PANEL, STAGE_SAMPLES, STAGE_UPDATES, LEADERS_CORE = range(24, 32)
 ALONE_UNTIL, CAUTION, IN_TIME = range(32, 35)
+FAULTS = 24  # of a prediction, in place of what there is to do
 LIMIT = 2**20  # above the chunks of any stage
 LEAST_CAUTION = 3
 FIGURES_PLACES = 8  # a cache line
@@ -517,11 +520,16 @@ def forward_sizes(plan: Plan, lanes: int) -> tuple[int, int, int]:
     )
 
 
-def forward_memory(plan: Plan, dtype: Any) -> tuple[Array, Array, Array]:
-    """What a forward pass writes: the rows gathered for a block and the activations; and the zeros it reads."""
-    gathered, activations, all_zero = forward_sizes(plan, VECTOR_BYTES // dtype.itemsize)
+def forward_memory(plan: Plan, dtype: Any, threads: int = 1) -> tuple[NDArray[np.int64], Array, Array, Array]:
+    """What `predict` reads beside params and data, counting and all_zero, and what it writes: gathered and activations.
+
+    Those of each thread follow those of the last.
+    """
+    lanes = VECTOR_BYTES // dtype.itemsize
+    gathered, activations, all_zero = forward_sizes(plan._replace(block=threads * plan.block), lanes)
     memory = aligned(gathered + activations + all_zero, dtype)
-    return memory[:gathered], memory[gathered : gathered + activations], memory[gathered + activations :]
+    counting = np.arange(plan.block * plan.width)
+    return counting, memory[gathered + activations :], memory[:gathered], memory[gathered : gathered + activations]
 
 
 def memory_sizes(plan: Plan, dtype: Any, epochs: int) -> dict[str, int]:

@@ -808,10 +808,31 @@ def test_calls_of_the_kernel_show_in_no_bit(loss, output, activation, dtype, mon
     assert [np.asarray(part).tobytes() for part in actual] == [np.asarray(part).tobytes() for part in expected]
 
 
+@pytest.mark.parametrize("threads", [1, "auto", 2])
+@pytest.mark.parametrize("rows", [3, 1000])
+def test_second_prediction_of_as_many_rows_is_as_careful_as_the_first(rows, threads, rng):
+    network, X = Network((4, 8, 2), seed=0), rng.normal(size=(rows, 4))
+    expected = network.predict(X, threads=threads)
+    fixed, spoiled, aside = X.copy(), X.copy(), np.zeros(8 * X.size + 1, np.uint8)[1:].view(np.float64).reshape(rows, 4)
+    fixed.flags.writeable, spoiled[-1, -1], aside[:] = False, np.nan, X
+    forms = X, fixed, np.asfortranarray(X), aside, X.astype(np.float32).astype(np.float64), X.tolist()
+    for form in forms:
+        np.testing.assert_allclose(network.predict(form, threads=threads), expected, atol=1e-6)
+        with pytest.raises(DataError, match="'X' must be finite"):
+            network.predict(spoiled, threads=threads)
+    expected.fill(0)  # nobody else's
+    assert network.predict(X, threads=threads).any()
+    network.params[-1] = np.inf
+    with pytest.raises(DataError, match=r"'network\.params' must be finite"):
+        network.predict(X, threads=threads)
+    network.params[:] = 0
+    assert not network.predict(X, threads=threads).any()
+
+
 def test_large_calls_are_cut(monkeypatch, rng):
     """Python attends to Ctrl-C only between calls of a kernel."""
     calls, kernels = [], engine("numba")
-    for name, rows_of_call in (("predict", lambda args: args[0].rows), ("run_words", lambda args: args[6])):
+    for name, rows_of_call in (("predict_words", lambda args: len(args[3])), ("run_words", lambda args: args[6])):
         kernel = getattr(kernels, name)
 
         def counted(*args, kernel=kernel, rows_of_call=rows_of_call):
@@ -824,9 +845,8 @@ def test_large_calls_are_cut(monkeypatch, rng):
     network.predict(X)
     network.loss_and_gradient(X, X[:, 0])
 
-    assert calls[0] == 128
-    assert calls[:8] == [128] * 7 + [104]
-    assert calls[8:] == [1] * 8
+    assert calls[:5] == [224] * 4 + [104]
+    assert calls[5:] == [1] * 8
 
 
 def test_predictions_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
