@@ -392,8 +392,8 @@ class LBFGS(Settings):
     """L-BFGS: each epoch is one search along a direction that the last steps and the changes of the gradient give.
 
     It takes all rows at once: ``batch_size=None``. Of each epoch the loss is that before its step; how many evaluations
-    of loss and gradient the search takes, mostly one, shows in its time alone. Where no step lowers the loss, the
-    weights stay, and the next epoch begins again with the gradient: `patience` ends such a training.
+    of loss and gradient the search takes, mostly one, shows in its time alone. Where no step lowers the loss, it begins
+    again along the gradient; where none does there either, the weights stay: `patience` ends such a training.
 
     Parameters
     ----------

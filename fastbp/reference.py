@@ -723,6 +723,13 @@ def lbfgs(search: Any) -> int:
     if not (math.isfinite(loss) and finite(search.slope) and finite(search.point)):
         search.point = None
         return DIVERGED
+    descend(search)
+    return close_epoch(search, epoch)
+
+
+def descend(search: Any) -> None:
+    """Go along the direction that the remembered steps give or, where that fails, along the gradient."""
+    plan, memory = search.plan, search.memory
     step = float(plan.settings[LEARNING_RATE])
     direction, count = two_loops(plan, memory, search.slope)
     slope = dot(direction, search.slope)
@@ -732,9 +739,10 @@ def lbfgs(search: Any) -> int:
         slope = dot(direction, search.slope)
     if not count:
         step /= max(1, norm(search.slope))
-    if slope < 0:
-        search_line(search, direction, slope, step)
-    return close_epoch(search, epoch)
+    if slope < 0 and not search_line(search, direction, slope, step):
+        memory.first[:] = 0
+        if count:
+            descend(search)
 
 
 def evaluate(search: Any) -> tuple[float, Array, tuple[float, float, float]]:
@@ -788,8 +796,8 @@ def two_loops(plan: Any, memory: Any, slope: Array) -> tuple[Array, int]:
     return direction, len(shares)
 
 
-def search_line(search: Any, direction: Array, slope: float, step: float) -> None:
-    """Go from the point to where Wolfe's conditions hold, or at least to the best place that was seen."""
+def search_line(search: Any, direction: Array, slope: float, step: float) -> bool:
+    """Go from the point to where Wolfe's conditions hold, or to the best place that was seen;  returns whether any."""
     plan, memory = search.plan, search.memory
     history = memory.first.reshape(2, int(plan.settings[LBFGS_HISTORY]), -1)
     low, high = (0.0, search.value, slope), (math.inf, math.inf, math.inf)
@@ -810,12 +818,12 @@ def search_line(search: Any, direction: Array, slope: float, step: float) -> Non
                 step = low[0]
             else:
                 memory.params[:] = search.point
-                memory.first[:] = 0
-                return
+                return False
     if step * (found - slope) > 0:
         history[:, 1:] = history[:, :-1].copy()
         history[:, 0] = memory.params - search.point, gradient - search.slope
     take(search, memory.params, value, gradient, sums)
+    return True
 
 
 def narrow(plan: Any, start: Any, trial: Any, low: Any, high: Any) -> tuple[bool, Any, Any]:

@@ -339,10 +339,10 @@ def decide(plan, memory, search):
         elif figures[LOW] > 0:  # the best that was seen
             go(plan, memory, search, figures[LOW])
             state[AT_STAGE] = LAST
-        else:
+        else:  # once more along the gradient, unless that was it
             copy(P, search.point, memory.params)
+            state[AT_STAGE] = AIM if remembers(plan, memory) else STEPPED
             forget(plan, memory)
-            state[AT_STAGE] = STEPPED
     totals[LOSS], totals[ERROR], totals[WEIGHT] = 0, 0, 0
     for q in range(P):
         gradient[q] = 0
@@ -416,6 +416,13 @@ def remember(plan, memory, search):
     for q in range(P):
         s[q] = memory.params[q] - search.point[q]
         y[q] = memory.gradient[q] - search.slope[q]
+
+
+@kernel
+def remembers(plan, memory):
+    """Whether there is a step that the two loops take."""
+    P = plan.parameters
+    return dot(P, memory.first, at(memory.first, np.int64(plan.settings[LBFGS_HISTORY]) * P)) > 0
 
 
 @kernel

@@ -188,6 +188,7 @@ ONLY_COMPILED = {
     "decide": "lines of `search_line`",
     "go": "a line of `search_line`",
     "remember": "lines of `search_line`",
+    "remembers": "a line of `two_loops`",
     "forget": "NumPy's own",
 }
 TEAM = "what one thread does in `kernels`, in chunks: compared with it bit by bit"

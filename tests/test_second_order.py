@@ -119,7 +119,10 @@ def test_lbfgs_equals_its_twin(row, dtype):
 
 
 def test_lbfgs_searches_as_its_twin_where_the_first_trials_are_bad():
-    for optimizer in (LBFGS(learning_rate=30.0), LBFGS(learning_rate=1e-3), LBFGS(c2=1e-3), LBFGS(evaluations=2)):
+    for optimizer in (
+        LBFGS(learning_rate=30.0), LBFGS(learning_rate=1e-3), LBFGS(c2=1e-3), LBFGS(evaluations=2),
+        LBFGS(evaluations=1, learning_rate=1.5),
+    ):  # fmt: skip
         memories = []
         for engine in (reference, second_order):
             plan, memory, data, validation = prepare(CASES[4], optimizer)
@@ -383,6 +386,16 @@ def test_lbfgs_of_no_slope_keeps_the_weights():
 
     assert result.loss.tolist() == [0, 0, 0]
     assert not network.params.any()
+
+
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_weights_stay_only_where_no_step_along_the_gradient_is_lower(backend):
+    settings = {"hidden": 5, "activation": "tanh", "epochs": 40, "backend": backend, **WHOLE}
+    loss = train(*wave(), optimizer=LBFGS(evaluations=1, learning_rate=1.5), **settings).loss
+    steps = np.diff(loss)
+
+    assert (steps <= 0).all()
+    assert (np.diff(1 * (steps < 0)) <= 0).all()  # where one has stayed, so do those after it
 
 
 # --- what a training does around it -------------------------------------------------------------------------------
