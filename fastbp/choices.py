@@ -393,7 +393,8 @@ class LBFGS(Settings):
 
     It takes all rows at once: ``batch_size=None``. Of each epoch the loss is that before its step; how many evaluations
     of loss and gradient the search takes, mostly one, shows in its time alone. Where no step lowers the loss, it begins
-    again along the gradient; where none does there either, the weights stay: `patience` ends such a training.
+    again along the gradient; where none does there either, the weights stay. A training ends there if there is a
+    `loss_tolerance`, or by `patience`.
 
     Parameters
     ----------
@@ -407,6 +408,13 @@ class LBFGS(Settings):
         of the slope. In (0, 1), and c1 at most c2.
     evaluations : int, default 20
         Of one search, at least 1; then it takes the best step it has seen.
+    gradient_tolerance : float, default 0.0
+        Training ends where no component of the gradient is larger; 0 for never.
+    loss_tolerance : float, default 0.0
+        Training ends after a step that lowers the loss by at most this share of the larger of both losses and 1; 0 for
+        never.
+    max_evaluations : int, default 0
+        Training ends after the epoch in which all searches together have made so many; 0 for never.
 
     Raises
     ------
@@ -416,12 +424,13 @@ class LBFGS(Settings):
     References
     ----------
     Liu and Nocedal, "On the limited memory BFGS method for large scale optimization", Mathematical Programming 45,
-    1989. Nocedal and Wright, "Numerical Optimization", 2006, algorithms 7.4, 7.5, 3.5 and 3.6.
+    1989. Nocedal and Wright, "Numerical Optimization", 2006, algorithms 7.4, 7.5, 3.5 and 3.6. Zhu, Byrd, Lu and
+    Nocedal, "Algorithm 778: L-BFGS-B", ACM Transactions on Mathematical Software 23, 1997, for the tolerances.
 
     Examples
     --------
-    >>> LBFGS(history=20)
-    LBFGS(learning_rate=1.0, history=20, c1=0.0001, c2=0.9, evaluations=20)
+    >>> LBFGS(history=20).evaluations
+    20
     """
 
     code: ClassVar[int] = LIMITED_BFGS  # by which kernels know it
@@ -430,6 +439,9 @@ class LBFGS(Settings):
     c1: float = bounded(1e-4, above=0, below=1)
     c2: float = bounded(0.9, above=0, below=1)
     evaluations: int = counted(20, minimum=1)
+    gradient_tolerance: float = bounded(0.0, at_least=0)
+    loss_tolerance: float = bounded(0.0, at_least=0)
+    max_evaluations: int = counted(0)
 
     def __post_init__(self) -> None:
         """Check what no field can say alone."""
@@ -683,6 +695,7 @@ ADAMW_WEIGHT_DECAY = 4  # and before it those of Adam
 RMSPROP_DECAY, RMSPROP_EPSILON = 1, 2
 IRPROP_INCREASE, IRPROP_DECREASE, IRPROP_SMALLEST_STEP, IRPROP_LARGEST_STEP = range(1, 5)
 LBFGS_HISTORY, LBFGS_C1, LBFGS_C2, LBFGS_EVALUATIONS = range(1, 5)
+LBFGS_GRADIENT_TOLERANCE, LBFGS_LOSS_TOLERANCE, LBFGS_MAX_EVALUATIONS = range(5, 8)
 LEVENBERG_MARQUARDT_DAMPING, LEVENBERG_MARQUARDT_INCREASE, LEVENBERG_MARQUARDT_DECREASE = range(1, 4)
 LEVENBERG_MARQUARDT_SMALLEST, LEVENBERG_MARQUARDT_LARGEST, LEVENBERG_MARQUARDT_ATTEMPTS = range(4, 7)
 

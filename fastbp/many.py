@@ -64,7 +64,7 @@ class ManyResult(NamedTuple):
         Epochs that each network was trained for.
     best_epoch : ndarray of shape (networks,)
         Epoch, counted from 1, in which the validation was best; 0 where there is none.
-    stopped : list of {"epochs", "patience", "plateau", "diverged", "interrupted"}
+    stopped : list of {"epochs", "patience", "plateau", "tolerance", "evaluations", "diverged", "interrupted"}
         Why each network ended. One that diverged has the weights of its last epoch that ended well, one that was
         interrupted its first.
     seeds : ndarray of shape (networks,)

@@ -49,7 +49,10 @@ from fastbp.choices import (
     LBFGS_C1,
     LBFGS_C2,
     LBFGS_EVALUATIONS,
+    LBFGS_GRADIENT_TOLERANCE,
     LBFGS_HISTORY,
+    LBFGS_LOSS_TOLERANCE,
+    LBFGS_MAX_EVALUATIONS,
     LEAK,
     LEAKY_RELU,
     LEARNING_RATE,
@@ -88,9 +91,11 @@ from fastbp.workspace import (
     BATCH_WEIGHT,
     BEST,
     BEST_RATE,
+    CONVERGED,
     DIVERGED,
     EPOCH,
     ERROR,
+    EXHAUSTED,
     FACTOR,
     FINISHED,
     LOSS,
@@ -712,7 +717,7 @@ def close_epoch(search: Any, epoch: int) -> int:
 
 
 def lbfgs(search: Any) -> int:
-    """An epoch: one step, validation and early stopping;  returns the status of `run`."""
+    """An epoch: one step, validation and early stopping;  returns the status of `run`, or what `ended` says."""
     plan, memory = search.plan, search.memory
     if search.point is None or not np.array_equal(search.point, memory.params):
         take(search, memory.params, *evaluate(search))
@@ -723,8 +728,25 @@ def lbfgs(search: Any) -> int:
     if not (math.isfinite(loss) and finite(search.slope) and finite(search.point)):
         search.point = None
         return DIVERGED
-    descend(search)
-    return close_epoch(search, epoch)
+    if not flat(search):
+        descend(search)
+    status = close_epoch(search, epoch)
+    return ended(search, epoch) if status == FINISHED else status
+
+
+def flat(search: Any) -> bool:
+    """Whether there is a tolerance of the gradient, and no component at the point is larger."""
+    return bool(np.abs(search.slope).max() <= search.plan.settings[LBFGS_GRADIENT_TOLERANCE] > 0)
+
+
+def ended(search: Any, epoch: int) -> int:
+    """Whether this epoch was the last one: CONVERGED by a tolerance, EXHAUSTED by the evaluations, else FINISHED."""
+    settings, memory = search.plan.settings, search.memory
+    before, after = memory.loss[epoch], search.sums[0] / search.sums[2]
+    least = settings[LBFGS_LOSS_TOLERANCE] * max(abs(before), abs(after), 1)
+    if flat(search) or before - after <= least > 0:
+        return CONVERGED
+    return EXHAUSTED if memory.second[0] >= settings[LBFGS_MAX_EVALUATIONS] > 0 else FINISHED
 
 
 def descend(search: Any) -> None:
@@ -805,6 +827,7 @@ def search_line(search: Any, direction: Array, slope: float, step: float) -> boo
     while not good:
         memory.params[:] = search.point + step * direction
         value, gradient, sums = evaluate(search)
+        memory.second[0] += 1
         found = dot(direction, gradient)
         if evaluated == plan.settings[LBFGS_EVALUATIONS]:
             good = True

@@ -64,9 +64,9 @@ class TrainResult(NamedTuple):
         one whose targets are all the same counts as 0. NaN if all are such, as they are in a single row.
     best_epoch : int or None
         Epoch, counted from 1, in which the validation was best; with `patience` the network has its weights.
-    stopped : {"epochs", "patience", "plateau", "time", "callback"}
+    stopped : {"epochs", "patience", "plateau", "time", "callback", "tolerance", "evaluations"}
         Why training ended: all epochs were done, `patience` was over, the schedule was at its minimum, the time limit
-        was reached, or the callback returned True.
+        was reached, the callback returned True, or L-BFGS was within a tolerance or had made its evaluations.
     seed : int
         What seeded weights, orders and dropout; the same seed repeats the run bit by bit.
     seconds : float

@@ -20,7 +20,10 @@ from fastbp.choices import (
     LBFGS_C1,
     LBFGS_C2,
     LBFGS_EVALUATIONS,
+    LBFGS_GRADIENT_TOLERANCE,
     LBFGS_HISTORY,
+    LBFGS_LOSS_TOLERANCE,
+    LBFGS_MAX_EVALUATIONS,
     LEARNING_RATE,
     LEVENBERG_MARQUARDT_ATTEMPTS,
     LEVENBERG_MARQUARDT_DECREASE,
@@ -82,10 +85,12 @@ from fastbp.workspace import (
     BATCH_PANEL,
     BATCH_ROW,
     BATCH_VALUE,
+    CONVERGED,
     DIVERGED,
     EPOCH,
     ERROR,
     EVALUATED,
+    EXHAUSTED,
     FINISHED,
     HIGH,
     HIGH_SLOPE,
@@ -103,6 +108,7 @@ from fastbp.workspace import (
     REFUSED_STEPS,
     TRIAL_SUMS,
     TRIED,
+    UNFINISHED,
     WEIGHT,
     Memory,
     Plan,
@@ -112,7 +118,6 @@ from fastbp.workspace import (
     words_of,
 )
 
-UNFINISHED = 4  # beside the statuses of `run`: the call has used up its blocks
 BEGIN, STEPPED, VALIDATE, FIRST, AIM, TRIAL, LAST, ASSEMBLE, FACTORISE = range(9)  # stages of an epoch
 CALL_WORK = 2**25  # multiply-adds of one call, 1 to 10 ms
 EDGE = 8  # rows that are factorised together, and a vector of float64
@@ -201,7 +206,7 @@ def lbfgs_words(precision, plan, memory, search, data, validation, last, pieces)
 def lbfgs(plan, memory, search, data, validation, last, pieces):
     """Train up to this epoch, but walk no more than so many blocks.
 
-    data, validation: panels.  Returns the status of `run`, or UNFINISHED.
+    data, validation: panels.  Returns the status of `run`, UNFINISHED, or at the end of an epoch what `ended` says.
     """
     state, status = search.state, FINISHED
     while status == FINISHED and memory.position[EPOCH] < last:
@@ -221,6 +226,8 @@ def lbfgs(plan, memory, search, data, validation, last, pieces):
                 status = validate(plan, memory, validation, state)
             elif walked(plan, memory, state, evaluate_block(plan, memory, search, data), plan.rows):
                 decide(plan, memory, search)
+        if status == FINISHED and state[AT_STAGE] == BEGIN:
+            status = ended(plan, memory, search)
     return status
 
 
@@ -274,12 +281,36 @@ def aim(plan, memory, search):
     figures[POINT_SLOPE], state[EVALUATED] = slope, 0
     figures[LOW], figures[LOW_VALUE], figures[LOW_SLOPE] = 0, figures[POINT_VALUE], slope
     figures[HIGH] = np.inf
-    if slope < 0:
+    if slope < 0 and not flat(plan, search):
         go(plan, memory, search, step)
         state[AT_STAGE] = TRIAL
-    else:  # there is nothing below
+    else:  # there is nothing below, or little
         state[AT_STAGE] = STEPPED
     return FINISHED
+
+
+@kernel
+def flat(plan, search):
+    """Whether there is a tolerance of the gradient, and no component at the point is larger."""
+    tolerance = plan.settings[LBFGS_GRADIENT_TOLERANCE]
+    for q in range(plan.parameters):
+        if not abs(search.slope[q]) <= tolerance:
+            return False
+    return tolerance > 0
+
+
+@kernel
+def ended(plan, memory, search):
+    """Whether the epoch before was the last one: CONVERGED by a tolerance, EXHAUSTED by the evaluations, else FINISHED.
+
+    That of the loss is for (before - after) / max(|before|, |after|, 1), as in L-BFGS-B.
+    """
+    figures, settings = search.figures, plan.settings
+    before, after = memory.loss[memory.position[EPOCH] - 1], figures[POINT_LOSS] / figures[POINT_WEIGHT]
+    least = settings[LBFGS_LOSS_TOLERANCE] * max(abs(before), abs(after), 1.0)
+    if flat(plan, search) or before - after <= least > 0:
+        return CONVERGED
+    return EXHAUSTED if memory.second[0] >= settings[LBFGS_MAX_EVALUATIONS] > 0 else FINISHED
 
 
 @kernel
@@ -329,6 +360,7 @@ def decide(plan, memory, search):
         slope = dot(P, direction, gradient)
         good = narrow(plan, search, value, slope)
         state[EVALUATED] += 1
+        memory.second[0] += 1
         if good or state[AT_STAGE] == LAST:
             if step * (slope - figures[POINT_SLOPE]) > 0:  # s'y
                 remember(plan, memory, search)

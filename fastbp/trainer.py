@@ -22,12 +22,18 @@ from fastbp.settings import Settings
 from fastbp.threads import Team, best, cores, is_alone, shared
 from fastbp.threads import bind as bind_team
 from fastbp.workspace import (
+    CONVERGED,
+    DIVERGED,
     EPOCH,
+    EXHAUSTED,
     FACTOR,
+    FINISHED,
     HISTORY,
     POWER1,
     POWER2,
+    REFUSED,
     STALE,
+    STOPPED,
     TRAINING_LOSS,
     VALIDATION_LOSS,
     VALIDATION_MISFIT,
@@ -321,6 +327,7 @@ class Trainer:
         """
         plan, memory, run, epochs, compute = course.plan, course.memory, course.run, course.epochs, course.compute
         per_epoch, first = plan.blocks_per_epoch, int(memory.position[EPOCH])
+        ends = {CONVERGED: "tolerance", EXHAUSTED: "evaluations"}
         blocks, left = 1, 0  # blocks of the next chunk; blocks left until a chunk may begin that can be taken back
         epoch, start = first, [array.copy() for array in memory.state]
         while epoch < epochs:
@@ -336,18 +343,18 @@ class Trainer:
             seconds = time.perf_counter() - began
             left -= chunk
             epoch = int(memory.position[EPOCH])
-            if status == compute.DIVERGED:
+            if status == DIVERGED:
                 for array, saved in zip(memory.state, start, strict=True):
                     array[:] = saved
                 run((epoch - 1 - int(memory.position[EPOCH])) * per_epoch)
                 return epoch, "epochs"
             # Eight times as many at most: of the shortest chunks the clock tells little.
             blocks = max(1, min(8 * chunk, int(chunk * CHUNK_SECONDS / max(seconds, 1e-9))))
-            if left == 0 or status == compute.STOPPED:
-                ended = attend(epoch)
-                if status == compute.STOPPED:
+            if left == 0 or status != FINISHED:
+                asked = attend(epoch)
+                if status == STOPPED:
                     return 0, "patience" if memory.position[STALE] > plan.patience >= 0 else "plateau"
-                if ended:
+                if ended := ends.get(status, asked):
                     return 0, ended
         return 0, "epochs"
 
@@ -425,12 +432,12 @@ class Trainer:
             if weights is not None:
                 batch.weights[...] = weights if kind == 1 else repeated(weights, self._network.sizes[-1])
             compute, steps = self._compute, self._steps
-            while batch.take() == compute.REFUSED:
+            while batch.take() == REFUSED:
                 self._refuse(batch)
             try:
                 for blocks in batch.calls:
                     status = batch.run(blocks)
-                if status == compute.DIVERGED:
+                if status == DIVERGED:
                     raise checks.DivergenceError(steps + 1)
                 loss = self._memory.loss.item(steps % STEPS)
                 self._steps = steps + 1

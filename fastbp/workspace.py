@@ -68,7 +68,7 @@ TRAINING_LOSS, VALIDATION_LOSS, VALIDATION_MISFIT = range(3)
 POSITION_PLACES = 5
 EPOCH, ROW, PANEL, STALE, STALE_RATE = range(POSITION_PLACES)
 
-FINISHED, DIVERGED, STOPPED, REFUSED = range(4)  # what calls of kernels return
+FINISHED, DIVERGED, STOPPED, REFUSED, UNFINISHED, CONVERGED, EXHAUSTED = range(7)  # what calls of kernels return
 
 # Places in Memory.totals: sums over the rows seen in this epoch, of its weights in this batch and in the epoch; beta1^t
 # and beta2^t of Adam; the best figure of early stopping and of ReduceOnPlateau, and the factor that the latter reached.
@@ -214,7 +214,8 @@ class Memory(NamedTuple):
     params: Array  # (P,)
     gradient: Array  # (P + V,) zero between batches
     first: Array  # (P,) velocity, Adam's mean of gradients, or iRprop's last gradient; L-BFGS's steps and their (m, P)
-    second: Array  # (P,) the mean of squares of Adam and RMSprop, or iRprop's steps; Marquardt's damping (1,)
+    second: Array  # (P,) the mean of squares of Adam and RMSprop, or iRprop's steps; Marquardt's damping (1,), or how
+    # often the searches of L-BFGS have evaluated (1,): in float32 up to 2^24 times, and then no more are counted
     best: Array  # (P,) weights of the best epoch, if they are kept
     all_zero: Array  # (widest layer, layers, at least V) zeros, where there is no bias and no dropout
     counting: NDArray[np.int64]  # (V,) 0, 1, 2, ...
@@ -502,7 +503,7 @@ def slots(settings: Optimizer | Schedule | None, dtype: Any) -> Array:
 def state_sizes(optimizer: int, settings: Array, parameters: int) -> tuple[int, int]:
     """Numbers in `first` and `second` of a Memory, given code and slots of an optimiser."""
     if optimizer == LIMITED_BFGS:
-        return 2 * int(settings[LBFGS_HISTORY]) * parameters, 0
+        return 2 * int(settings[LBFGS_HISTORY]) * parameters, 1
     if optimizer == MARQUARDT:
         return 0, 1
     return parameters, parameters

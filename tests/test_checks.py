@@ -70,6 +70,7 @@ INTERVALS = {
     },
     LBFGS: {
         "learning_rate": "(0, inf)", "history": "1, 2, ...", "c1": "(0, 1)", "c2": "(0, 1)", "evaluations": "1, 2, ...",
+        "gradient_tolerance": "[0, inf)", "loss_tolerance": "[0, inf)", "max_evaluations": "0, 1, ...",
     },
     LevenbergMarquardt: {
         "learning_rate": "(0, 1]", "damping": "(0, inf)", "increase": "(1, inf)", "decrease": "(0, 1)",

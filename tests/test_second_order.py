@@ -1,6 +1,7 @@
 """L-BFGS, Levenberg and Marquardt: as their twins compute them, where they end, and what a training does around."""
 
 import dataclasses
+import itertools
 import platform
 
 import numpy as np
@@ -130,6 +131,31 @@ def test_lbfgs_searches_as_its_twin_where_the_first_trials_are_bad():
             memories.append(memory)
 
         assert_same(*memories[::-1], 1e-8)
+
+
+ENDS = {
+    "tolerance": [LBFGS(gradient_tolerance=0.01), LBFGS(loss_tolerance=1e-3), LBFGS(gradient_tolerance=1e6)],
+    "evaluations": [LBFGS(max_evaluations=7)],
+}
+by_end = pytest.mark.parametrize(
+    ("stopped", "optimizer"), [(stopped, each) for stopped, ends in ENDS.items() for each in ends], ids=str
+)
+
+
+@by_end
+@pytest.mark.parametrize("row", [(*CASES[2][:-1], -1), CASES[6]], ids=lambda row: "-".join(map(str, row)))
+def test_lbfgs_ends_as_its_twin(row, stopped, optimizer):
+    memories = []
+    for engine in (reference, second_order):
+        plan, memory, data, validation = prepare(row, optimizer, epochs=100)
+        memories.append(memory)
+
+        assert run(engine, plan, memory, data, validation) == {
+            "tolerance": reference.CONVERGED, "evaluations": reference.EXHAUSTED
+        }[stopped]  # fmt: skip
+    assert memories[0].position[0] < 100
+    assert_same(*memories[::-1], 1e-6)
+    assert memories[0].second == memories[1].second
 
 
 @by_optimiser
@@ -386,6 +412,62 @@ def test_lbfgs_of_no_slope_keeps_the_weights():
 
     assert result.loss.tolist() == [0, 0, 0]
     assert not network.params.any()
+
+
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+@pytest.mark.parametrize("validation", [None, 0.25])
+def test_lbfgs_ends_where_its_tolerances_or_evaluations_say(backend, validation):
+    X, y = wave()
+    seen = []
+    settings = {"activation": "tanh", "backend": backend, "validation": validation, "l2": 0.5, "epochs": 200, **WHOLE}
+
+    def ended(**told):
+        seen.clear()
+        result = train(
+            X, y, 3, optimizer=LBFGS(**told), callback=lambda state: seen.append(state.network.params), **settings
+        )
+        return result, [reached(network_params) for network_params in seen]
+
+    def reached(params):
+        network.params[:] = params
+        loss, gradient = network.loss_and_gradient(*rows, l2=0.5)
+        return loss, np.abs(gradient).max()
+
+    network, rows = Network((2, 3, 1), activation="tanh"), (X, y)
+    if validation is not None:
+        settings["validation"] = wave(10, 1)
+    result, steps = ended(gradient_tolerance=1e-3)
+    assert result.stopped == "tolerance"
+    assert [slope <= 1e-3 for _, slope in steps] == [False] * (len(result.loss) - 1) + [True]
+
+    result, steps = ended(loss_tolerance=1e-4)
+    losses = [result.loss[0], *(loss for loss, _ in steps)]
+    assert result.stopped == "tolerance"
+    assert [b - a <= 1e-4 for b, a in itertools.pairwise(losses)] == [False] * (len(result.loss) - 1) + [True]
+
+    result, _ = ended(max_evaluations=5)
+    assert result.stopped == "evaluations"
+    assert 1 < len(result.loss) <= 5 <= result.state.arrays["second"][0]
+
+
+def test_no_step_is_made_where_the_gradient_is_within_its_tolerance():
+    X, y = wave()
+    first = train(X, y, 3, optimizer=LBFGS(gradient_tolerance=0.1), l2=0.5, epochs=200, **WHOLE)
+    again = resume(first, X, y, epochs=5)
+
+    assert (first.stopped, again.stopped) == ("tolerance", "tolerance")
+    assert again.loss.size == first.loss.size + 1
+    assert again.network.params.tobytes() == first.network.params.tobytes()
+
+
+def test_evaluations_are_those_of_the_whole_training():
+    X, y = wave()
+    settings = {"hidden": 3, "optimizer": LBFGS(max_evaluations=12), **WHOLE}
+    expected = train(X, y, epochs=50, **settings)
+    actual = resume(train(X, y, epochs=4, **settings), X, y, epochs=50)
+
+    assert (actual.stopped, actual.loss.tobytes()) == ("evaluations", expected.loss.tobytes())
+    assert actual.network.params.tobytes() == expected.network.params.tobytes()
 
 
 @pytest.mark.parametrize("backend", ["numba", "numpy"])
