@@ -101,7 +101,7 @@ def _ended(outcome: Outcome) -> Outcome:
 def _task(place: int, job: Job, shared: dict[Any, Any]) -> Task | None:
     """Draw for a network, in this order, what `fit` draws: weights, rows for validation, a seed."""
     estimator, X, targets, weights, rows = job
-    if estimator.callback is not None or (isinstance(estimator.solver, str) and estimator.solver == "lbfgs"):
+    if estimator.callback is not None or estimator._is_lbfgs:
         return None
     estimator._check_parameters()
     random = check_random_state(copy.deepcopy(estimator.random_state))
@@ -194,7 +194,7 @@ class _Ensemble:
                 member.fit(X, y, own)
             else:
                 member._take(*ready)
-                short += ready.outcome.stopped == "epochs"
+                short += member._unconverged(ready.outcome.stopped) is not None
         self.estimators_, self.n_iter_ = members, max(member.n_iter_ for member in members)
         if judged:
             self._judge(rows, targets, own_weights)
@@ -457,8 +457,8 @@ class _Ready:
             return super().fit(X, y, sample_weight)  # type: ignore[misc]
         self._rows(X, y, True)
         self._take(*ready)
-        if ready.outcome.stopped == "epochs":
-            warnings.warn(self._unconverged(), ConvergenceWarning, stacklevel=2)
+        if message := self._unconverged(ready.outcome.stopped):
+            warnings.warn(message, ConvergenceWarning, stacklevel=2)
         return self
 
 

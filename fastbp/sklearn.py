@@ -71,15 +71,15 @@ def _named(names: dict[str, str] = _NAMES) -> Iterator[None]:
     try:
         yield
     except checks.FastbpError as error:
-        if error.name in names:
-            named = names[error.name]
-            error.args = (str(error).replace(repr(error.name), repr(named), 1),)
-            error.name = named
+        named = names.get(error.name or "", error.name)
+        message = str(error).replace(repr(error.name), repr(named), 1).replace("with the optimizer", "with the solver")
+        if message != str(error):
+            error.args, error.name = (message,), named
         raise
 
 
 def _has_batches(estimator: _Perceptron) -> bool:
-    if isinstance(estimator.solver, str) and estimator.solver == "lbfgs":
+    if estimator._is_lbfgs:
         raise AttributeError("'partial_fit' needs another solver than 'lbfgs', which has no batches")
     return True
 
@@ -271,7 +271,7 @@ class _Perceptron(BaseEstimator):
         weights = self._weights(sample_weight, targets, X.dtype)
         random = check_random_state(self.random_state)
         network = self._new_network(X, targets, random) if fresh else self._known_network(targets)
-        if isinstance(self.solver, str) and self.solver == "lbfgs":
+        if self._is_lbfgs:
             self._minimise(network, X, targets, weights, fresh)
             return self
         held: tuple[Array, ...] | None = None
@@ -298,8 +298,7 @@ class _Perceptron(BaseEstimator):
                 raise
             message = f"{error}; 'network_' has the weights of epoch {result.best_epoch}, the best in the validation"
         else:
-            if result.stopped == "epochs":
-                message = self._unconverged()
+            message = self._unconverged(result.stopped)
         self._keep(result.network, result, result.loss.tolist(), len(X), fresh)
         if message:
             warnings.warn(message, ConvergenceWarning, stacklevel=2)
@@ -334,8 +333,9 @@ class _Perceptron(BaseEstimator):
             "watch": "score" if validated else "loss",
         }
 
-    def _unconverged(self) -> str:
-        return f"training stopped at 'max_iter' ({self.max_iter}), before it converged"
+    def _unconverged(self, stopped: str) -> str | None:
+        """Return what to warn of, if that is why training ended."""
+        return f"training stopped at 'max_iter' ({self.max_iter}), before it converged" if stopped == "epochs" else None
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> Self:
         """Train one epoch further, without validation."""
@@ -553,6 +553,10 @@ class _Perceptron(BaseEstimator):
                 weights[:] = random.uniform(-limit, limit, weights.shape)
                 biases[:] = random.uniform(-limit, limit, biases.shape)
         return network
+
+    @property
+    def _is_lbfgs(self) -> bool:
+        return isinstance(self.solver, str) and self.solver == "lbfgs"
 
     def _optimizer(self) -> choices.Optimizer:
         """Return the settings that `solver` names; an object brings its own numbers."""

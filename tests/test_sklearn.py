@@ -150,7 +150,7 @@ BAD_PARAMETERS = [
     ({"callback_every": 0}, ParameterError, "'callback_every'"),
     ({"dtype": "float16"}, ParameterError, "'dtype'"),
     ({"init": "orthogonal"}, ParameterError, "'init'"),
-    ({"solver": "irprop", "batch_size": 20}, ParameterError, "'batch_size'"),
+    ({"solver": "irprop", "batch_size": 20}, ParameterError, "'batch_size' must be None with the solver 'irprop'"),
     *[
         ({name: value}, ParameterTypeError, f"'{name}'")
         for name in ("shuffle", "warm_start", "nesterovs_momentum", "early_stopping")
