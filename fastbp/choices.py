@@ -399,15 +399,14 @@ class LBFGS(Settings):
     Parameters
     ----------
     learning_rate : float, default 1.0
-        The step that each search tries first, times the direction; the first search of all one of this length at most.
-        Above 0.
+        The step that each search tries first, times the direction; the first search of all one of this length. Above 0.
     history : int, default 10
         Steps that are remembered, at least 1.
     c1, c2 : float, default 1e-4 and 0.9
         Wolfe's conditions: a step lowers the loss by at least c1 times what the slope promised, and leaves at most c2
-        of the slope. In (0, 1), and c1 at most c2.
+        of the slope, unless a tenth of the step is too long to find one that does. In (0, 1), and c1 at most c2.
     evaluations : int, default 20
-        Of one search, at least 1; then it takes the best step it has seen.
+        Of one search, at least 1; then it begins again along the gradient, where it takes the best step it has seen.
     gradient_tolerance : float, default 0.0
         Training ends where no component of the gradient is larger; 0 for never.
     loss_tolerance : float, default 0.0
@@ -424,8 +423,9 @@ class LBFGS(Settings):
     References
     ----------
     Liu and Nocedal, "On the limited memory BFGS method for large scale optimization", Mathematical Programming 45,
-    1989. Nocedal and Wright, "Numerical Optimization", 2006, algorithms 7.4, 7.5, 3.5 and 3.6. Zhu, Byrd, Lu and
-    Nocedal, "Algorithm 778: L-BFGS-B", ACM Transactions on Mathematical Software 23, 1997, for the tolerances.
+    1989. Nocedal and Wright, "Numerical Optimization", 2006, algorithms 7.4 and 7.5. More and Thuente, "Line search
+    algorithms with guaranteed sufficient decrease", ACM Transactions on Mathematical Software 20, 1994. Zhu, Byrd, Lu
+    and Nocedal, "Algorithm 778: L-BFGS-B", the same 23, 1997, for the first step and the tolerances.
 
     Examples
     --------

@@ -760,7 +760,8 @@ def descend(search: Any) -> None:
         direction, count = two_loops(plan, memory, search.slope)
         slope = dot(direction, search.slope)
     if not count:
-        step /= max(1, norm(search.slope))
+        length = norm(search.slope)
+        step /= length if memory.position[EPOCH] == 1 else max(1, length)  # in the first epoch, and later ones
     if slope < 0 and not search_line(search, direction, slope, step):
         memory.first[:] = 0
         if count:
@@ -820,26 +821,33 @@ def two_loops(plan: Any, memory: Any, slope: Array) -> tuple[Array, int]:
 
 def search_line(search: Any, direction: Array, slope: float, step: float) -> bool:
     """Go from the point to where Wolfe's conditions hold, or to the best place that was seen;  returns whether any."""
-    plan, memory = search.plan, search.memory
-    history = memory.first.reshape(2, int(plan.settings[LBFGS_HISTORY]), -1)
-    low, high = (0.0, search.value, slope), (math.inf, math.inf, math.inf)
-    good, evaluated = False, 0
-    while not good:
+    memory, settings = search.memory, search.plan.settings
+    history = memory.first.reshape(2, int(settings[LBFGS_HISTORY]), -1)
+    tilt = float(settings[LBFGS_C1]) * slope
+    best, other, spans = (0.0, search.value, slope), None, (math.inf, math.inf)
+    descended, last, evaluated = False, False, 0
+    while True:
         memory.params[:] = search.point + step * direction
         value, gradient, sums = evaluate(search)
+        evaluated += 1
         memory.second[0] += 1
         found = dot(direction, gradient)
-        if evaluated == plan.settings[LBFGS_EVALUATIONS]:
-            good = True
-        else:
-            good, low, high = narrow(plan, (search.value, slope), (step, value, found), low, high)
-        evaluated += 1
-        if not good:
-            if evaluated < plan.settings[LBFGS_EVALUATIONS]:
-                step = next_trial(low, high)
-            elif low[0] > 0:
-                step = low[0]
-            else:
+        least = search.value + step * tilt
+        if last or (value <= least and abs(found) <= -settings[LBFGS_C2] * slope):
+            break
+        lacking = not descended and least < value <= best[1]
+        descended = descended or (value <= least and found >= 0)
+        step, best, other = next_trial(best, other, (step, value, found), tilt if lacking else 0.0)
+        if other is not None:
+            low, high = sorted((best[0], other[0]))
+            if high - low >= 0.66 * spans[0] or not math.isfinite(step):
+                step = best[0] + 0.5 * (other[0] - best[0])
+            spans = spans[1], high - low
+            last = not low < step < high or high - low <= 0.1 * high
+        exhausted = evaluated >= settings[LBFGS_EVALUATIONS]
+        if last or exhausted:
+            last, step = True, best[0]
+            if step == 0 or (exhausted and history.any()):
                 memory.params[:] = search.point
                 return False
     if step * (found - slope) > 0:
@@ -849,29 +857,38 @@ def search_line(search: Any, direction: Array, slope: float, step: float) -> boo
     return True
 
 
-def narrow(plan: Any, start: Any, trial: Any, low: Any, high: Any) -> tuple[bool, Any, Any]:
-    """Whether Wolfe's conditions hold at the trial, and the interval in which they do; (step, loss, slope) each."""
-    step, value, slope = trial
-    least = start[0] + plan.settings[LBFGS_C1] * step * start[1]
-    if not (value <= least and value < low[1]):
-        return False, low, trial
-    if abs(slope) <= -plan.settings[LBFGS_C2] * start[1]:
-        return True, low, high
-    return False, trial, low if slope * (high[0] - low[0]) >= 0 else high
+def next_trial(best: Any, other: Any, trial: Any, tilt: float) -> tuple[float, Any, Any]:
+    """The step to try next, and the ends of the interval; (step, loss, slope) each, as they are above a line."""
+    (l, f_l, g_l), (t, f_t, g_t) = above(best, tilt), above(trial, tilt)
+    secant, cubic = t + g_t / (g_t - g_l) * (l - t), lowest((t, f_t, g_t), (l, f_l, g_l))
+    nearer, farther = sorted((cubic, secant), key=lambda step: abs(step - t))
+    far = t + 4 * (t - l) if other is None else other[0]
+    if not f_t <= f_l:
+        cubic = lowest((l, f_l, g_l), (t, f_t, g_t))
+        square = l + 0.5 * g_l / ((f_l - f_t) / (t - l) + g_l) * (t - l)
+        step = cubic if abs(cubic - l) <= abs(square - l) else (cubic + square) / 2
+        return float(step), best, trial
+    if g_t * g_l < 0:
+        return float(farther), trial, best
+    if abs(g_t) >= abs(g_l):
+        return float(far if other is None else lowest((t, f_t, g_t), above(other, tilt))), trial, other
+    if not (cubic - t) * (t - l) > 0:
+        nearer, farther = sorted((far, secant), key=lambda step: abs(step - t))
+    if other is None:
+        return float(np.clip(farther, t + 1.1 * (t - l) if l > 0 else t, far)), trial, other
+    return float(t + math.copysign(min(abs(nearer - t), 0.66 * abs(far - t)), t - l)), trial, other
 
 
-def next_trial(low: Any, high: Any) -> float:
-    """Where the cubic through both ends of the interval is lowest."""
-    width = high[0] - low[0]
-    if width == math.inf:
-        return 2 * low[0]
-    d1 = low[2] + high[2] + 3 * (low[1] - high[1]) / width
-    square = d1 * d1 - low[2] * high[2]
-    share = math.nan
-    if square >= 0:
-        d2 = math.copysign(math.sqrt(square), width)
-        share = float(1 - np.float64(high[2] + d2 - d1) / (high[2] - low[2] + 2 * d2))
-    return low[0] + (min(max(share, 0.1), 0.9) if math.isfinite(share) else 0.5) * width
+def above(end: Any, tilt: float) -> Any:
+    """A step, with loss and slope above a line."""
+    return tuple(map(np.float64, (end[0], end[1] - end[0] * tilt, end[2] - tilt)))
+
+
+def lowest(a: Any, b: Any) -> Any:
+    """Where the cubic with these (step, loss, slope) is lowest; not a number where it is not."""
+    d = 3 * (a[1] - b[1]) / (b[0] - a[0]) + a[2] + b[2]
+    root = np.copysign(np.sqrt(d * d - a[2] * b[2]), b[0] - a[0])
+    return a[0] + (root - a[2] + d) / (2 * root - a[2] + b[2]) * (b[0] - a[0])
 
 
 def marquardt(search: Any) -> int:

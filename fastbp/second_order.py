@@ -106,6 +106,9 @@ from fastbp.workspace import (
     POINT_VALUE,
     POINT_WEIGHT,
     REFUSED_STEPS,
+    SPAN,
+    SPAN_BEFORE,
+    TILT,
     TRIAL_SUMS,
     TRIED,
     UNFINISHED,
@@ -121,7 +124,9 @@ from fastbp.workspace import (
 BEGIN, STEPPED, VALIDATE, FIRST, AIM, TRIAL, LAST, ASSEMBLE, FACTORISE = range(9)  # stages of an epoch
 CALL_WORK = 2**25  # multiply-adds of one call, 1 to 10 ms
 EDGE = 8  # rows that are factorised together, and a vector of float64
-NARROWEST = 0.1  # share of an interval that a trial keeps from its ends
+# Of a line search: by what share of its last growth a step grows, at least and at most; to what share an interval
+# shrinks in two trials; and the shortest one, as a share of its upper end.
+LEAST_GROWTH, MOST_GROWTH, SHRINKING, SHORTEST = 1.1, 4.0, 0.66, 0.1
 
 
 def bind(plan, memory, data, validation):
@@ -277,10 +282,11 @@ def aim(plan, memory, search):
         slope = dot(P, search.direction, search.slope)
     if not remembered:
         length = norm(P, search.slope)
-        step = step / length if length > 1 else step
+        step = step / length if length > 1 or epoch == 0 else step
     figures[POINT_SLOPE], state[EVALUATED] = slope, 0
     figures[LOW], figures[LOW_VALUE], figures[LOW_SLOPE] = 0, figures[POINT_VALUE], slope
-    figures[HIGH] = np.inf
+    figures[HIGH], figures[SPAN], figures[SPAN_BEFORE] = np.inf, np.inf, np.inf
+    figures[TILT] = plan.settings[LBFGS_C1] * slope
     if slope < 0 and not flat(plan, search):
         go(plan, memory, search, step)
         state[AT_STAGE] = TRIAL
@@ -358,65 +364,106 @@ def decide(plan, memory, search):
         state[AT_STAGE] = AIM
     else:
         slope = dot(P, direction, gradient)
-        good = narrow(plan, search, value, slope)
         state[EVALUATED] += 1
         memory.second[0] += 1
-        if good or state[AT_STAGE] == LAST:
+        if holds(plan, search, value, slope) or state[AT_STAGE] == LAST:
             if step * (slope - figures[POINT_SLOPE]) > 0:  # s'y
                 remember(plan, memory, search)
             take(plan, memory, search, value)
             state[AT_STAGE] = STEPPED
-        elif state[EVALUATED] < plan.settings[LBFGS_EVALUATIONS]:
-            go(plan, memory, search, next_trial(figures))
-        elif figures[LOW] > 0:  # the best that was seen
-            go(plan, memory, search, figures[LOW])
-            state[AT_STAGE] = LAST
-        else:  # once more along the gradient, unless that was it
-            copy(P, search.point, memory.params)
-            state[AT_STAGE] = AIM if remembers(plan, memory) else STEPPED
-            forget(plan, memory)
+        else:
+            step, going_on = next_trial(plan, search, value, slope), state[EVALUATED] < plan.settings[LBFGS_EVALUATIONS]
+            if going_on and step != figures[LOW]:
+                go(plan, memory, search, step)
+            elif figures[LOW] > 0 and (going_on or not remembers(plan, memory)):  # the best that was seen
+                go(plan, memory, search, figures[LOW])
+                state[AT_STAGE] = LAST
+            else:  # once more along the gradient, unless that was it
+                copy(P, search.point, memory.params)
+                state[AT_STAGE] = AIM if remembers(plan, memory) else STEPPED
+                forget(plan, memory)
     totals[LOSS], totals[ERROR], totals[WEIGHT] = 0, 0, 0
     for q in range(P):
         gradient[q] = 0
 
 
 @kernel
-def narrow(plan, search, value, slope):
-    """Whether Wolfe's conditions hold at the trial; if not, the interval is narrowed to where they do.
-
-    Nocedal and Wright, algorithms 3.5 and 3.6, as one: until there is an upper end, it is infinite.  Writes figures.
-    """
-    figures, step = search.figures, search.figures[TRIED]
-    least = figures[POINT_VALUE] + plan.settings[LBFGS_C1] * step * figures[POINT_SLOPE]
-    if not (value <= least and value < figures[LOW_VALUE]):
-        figures[HIGH], figures[HIGH_VALUE], figures[HIGH_SLOPE] = step, value, slope
-        return False
-    if abs(slope) <= -plan.settings[LBFGS_C2] * figures[POINT_SLOPE]:
-        return True
-    if slope * (figures[HIGH] - figures[LOW]) >= 0:
-        figures[HIGH], figures[HIGH_VALUE], figures[HIGH_SLOPE] = figures[LOW], figures[LOW_VALUE], figures[LOW_SLOPE]
-    figures[LOW], figures[LOW_VALUE], figures[LOW_SLOPE] = step, value, slope
-    return False
+def holds(plan, search, value, slope):
+    """Whether Wolfe's conditions hold at the trial."""
+    figures, settings = search.figures, plan.settings
+    least = figures[POINT_VALUE] + settings[LBFGS_C1] * figures[TRIED] * figures[POINT_SLOPE]
+    return value <= least and abs(slope) <= -settings[LBFGS_C2] * figures[POINT_SLOPE]
 
 
 @kernel
-def next_trial(figures):
-    """Where the cubic through both ends of the interval is lowest: Nocedal and Wright, equation 3.59.
+def next_trial(plan, search, value, slope):
+    """The step to try after one that is not good, or the best one if there is none left;  writes the interval.
 
-    Twice the lower end, where there is no upper one; in the middle, where the cubic has no lowest point.
+    More and Thuente 1994, section 4, with the constants of their program: l is the best step yet, u the other end of an
+    interval where there is a good one, infinite until it is known, t the trial. Until a trial has descended enough and
+    its slope is no longer negative, values are those above the line of enough descent, where that is what t lacks.
     """
-    low, high = figures[LOW], figures[HIGH]
-    if high == np.inf:
-        return 2 * low
-    d1 = figures[LOW_SLOPE] + figures[HIGH_SLOPE] - 3 * (figures[LOW_VALUE] - figures[HIGH_VALUE]) / (low - high)
-    square = d1 * d1 - figures[LOW_SLOPE] * figures[HIGH_SLOPE]
-    share = 0.5
-    if square >= 0:
-        d2 = np.sqrt(square) if high > low else -np.sqrt(square)
-        share = 1 - (figures[HIGH_SLOPE] + d2 - d1) / (figures[HIGH_SLOPE] - figures[LOW_SLOPE] + 2 * d2)
-    if share * 0 != 0:
-        share = 0.5
-    return low + min(max(share, NARROWEST), 1 - NARROWEST) * (high - low)
+    figures = search.figures
+    l, u, t, tilt = figures[LOW], figures[HIGH], figures[TRIED], figures[TILT]
+    least = figures[POINT_VALUE] + plan.settings[LBFGS_C1] * t * figures[POINT_SLOPE]
+    if value <= least and slope >= 0:
+        figures[TILT] = 0
+    if value <= least or not value <= figures[LOW_VALUE]:
+        tilt = 0.0
+    f_l, g_l = figures[LOW_VALUE] - l * tilt, figures[LOW_SLOPE] - tilt
+    f_u, g_u = figures[HIGH_VALUE] - u * tilt, figures[HIGH_SLOPE] - tilt
+    f_t, g_t = value - t * tilt, slope - tilt
+    within = u < np.inf
+    far = u if within else t + MOST_GROWTH * (t - l)
+    cubic, secant = lowest(t, f_t, g_t, l, f_l, g_l), t + g_t / (g_t - g_l) * (l - t)
+    higher, opposite = not f_t <= f_l, g_t * g_l < 0
+    if higher:
+        cubic = lowest(l, f_l, g_l, t, f_t, g_t)
+        square = l + 0.5 * g_l / ((f_l - f_t) / (t - l) + g_l) * (t - l)
+        step = cubic if abs(cubic - l) <= abs(square - l) else cubic + 0.5 * (square - cubic)
+    elif opposite:
+        step = cubic if abs(cubic - t) > abs(secant - t) else secant
+    elif abs(g_t) < abs(g_l):
+        if not (cubic - t) * (t - l) > 0:
+            cubic = far
+        if within:
+            step = cubic if abs(cubic - t) < abs(secant - t) else secant
+            most = t + SHRINKING * (u - t)
+            step = min(step, most) if t > l else max(step, most)
+        else:
+            step = cubic if abs(cubic - t) > abs(secant - t) else secant
+            step = min(max(step, t + LEAST_GROWTH * (t - l) if l > 0 else t), far)
+    else:
+        step = lowest(t, f_t, g_t, u, f_u, g_u) if within else far
+    if higher:
+        figures[HIGH], figures[HIGH_VALUE], figures[HIGH_SLOPE] = t, value, slope
+    else:
+        if opposite:
+            figures[HIGH], figures[HIGH_VALUE], figures[HIGH_SLOPE] = l, figures[LOW_VALUE], figures[LOW_SLOPE]
+        figures[LOW], figures[LOW_VALUE], figures[LOW_SLOPE] = t, value, slope
+    return shortened(figures, step)
+
+
+@kernel
+def lowest(a, f_a, g_a, b, f_b, g_b):
+    """Where the cubic with these values and slopes at a and b is lowest; no number where it is not."""
+    d = 3 * (f_a - f_b) / (b - a) + g_a + g_b
+    root = np.sqrt(d * d - g_a * g_b)
+    if b < a:
+        root = -root
+    return a + (root - g_a + d) / (2 * root - g_a + g_b) * (b - a)
+
+
+@kernel
+def shortened(figures, step):
+    """The step, or the middle of an interval that shrinks too slowly, or the best one if that is too short."""
+    l, u, span = figures[LOW], figures[HIGH], abs(figures[HIGH] - figures[LOW])
+    if u == np.inf:
+        return step
+    if span >= SHRINKING * figures[SPAN_BEFORE] or step * 0 != 0:
+        step = l + 0.5 * (u - l)
+    figures[SPAN_BEFORE], figures[SPAN] = figures[SPAN], span
+    return step if min(l, u) < step < max(l, u) and span > SHORTEST * max(l, u) else l
 
 
 @kernel

@@ -102,10 +102,11 @@ SEARCH_STATE_PLACES = 5
 AT_STAGE, AT_ROW, AT_PANEL, EVALUATED, KNOWN = range(SEARCH_STATE_PLACES)
 
 # Places in Search.figures: sums over the rows at the point; loss and slope along the direction there; the step that is
-# tried; and step, loss and slope of the lower and of the upper end of the interval, which are only in this order.
-SEARCH_FIGURES_PLACES = 12
+# tried; step, loss and slope of the best step and of the other end of the interval; the slope of the line above which
+# losses are compared; and the length of the interval after the last trial and the one before.
+SEARCH_FIGURES_PLACES = 15
 POINT_LOSS, POINT_ERROR, POINT_WEIGHT, POINT_VALUE, POINT_SLOPE, TRIED = range(6)
-LOW, LOW_VALUE, LOW_SLOPE, HIGH, HIGH_VALUE, HIGH_SLOPE = range(6, SEARCH_FIGURES_PLACES)
+LOW, LOW_VALUE, LOW_SLOPE, HIGH, HIGH_VALUE, HIGH_SLOPE, TILT, SPAN, SPAN_BEFORE = range(6, SEARCH_FIGURES_PLACES)
 
 # Arrays of a Memory in the working precision, but for the parameters; and those that have a number for each epoch.
 WORKING = (

@@ -187,6 +187,8 @@ ONLY_COMPILED = {
     "aim": "lines of the twin of `lbfgs`",
     "decide": "lines of `search_line`",
     "go": "a line of `search_line`",
+    "holds": "a line of `search_line`",
+    "shortened": "lines of `search_line`",
     "remember": "lines of `search_line`",
     "remembers": "a line of `two_loops`",
     "forget": "NumPy's own",
