@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 try:
-    import scipy.optimize
     import scipy.sparse
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
     from sklearn.exceptions import ConvergenceWarning
@@ -39,13 +38,13 @@ except ImportError as error:
 from fastbp import checks, choices
 from fastbp.choices import CLASSIFYING, INITIALISERS, LOSSES, OPTIMIZERS, QUANTILES, SCHEDULES, SGD, outputs_of
 from fastbp.network import Network
-from fastbp.progress import Progress
 from fastbp.train import TrainResult, resume, train
 from fastbp.trainer import Trainer
 
 Array = NDArray[Any]
 
 FOREVER = 2**31 - 1  # more epochs than anyone trains
+LOSS_TOLERANCE = 1e7 * 2.0**-52  # of "lbfgs", that of SciPy's L-BFGS-B
 SMALL = 2**16  # numbers that are looked at here instead of by scikit-learn: of more it is not slower
 WITHOUT_EFFECT = ("random_state", "validation")  # on a `partial_fit` that goes on; the latter holds arrays
 UNCHANGING = {str, int, float, bool, type(None), tuple, *choices.OPTIMIZERS.values(), *choices.SCHEDULES.values()}
@@ -55,13 +54,16 @@ _OBJECTS = {"optimizer": "solver", "schedule": "learning_rate"}
 _NAMES = _OBJECTS | {
     "beta1": "beta_1",
     "beta2": "beta_2",
+    "gradient_tolerance": "tol",
     "l2": "alpha",
     "learning_rate": "learning_rate_init",
+    "max_evaluations": "max_fun",
     "min_delta": "tol",
     "patience": "n_iter_no_change",
     "power": "power_t",
     "threads": "n_threads",
 }
+_LIMITS = {"epochs": "max_iter", "evaluations": "max_fun"}  # and limits that end a training before it converges
 _OUTPUTS = {"sigmoid": "logistic", "exponential": "exp"}  # and what it calls the activations of outputs
 
 
@@ -218,7 +220,7 @@ class _Perceptron(BaseEstimator):
 
     @property
     def result_(self) -> TrainResult | None:
-        """What `fastbp.resume` goes on from; None with "lbfgs"."""
+        """What `fastbp.resume` goes on from; None of a network that was trained together with others."""
         if self._opened is not None:
             self._result: TrainResult | None = self._opened.close()
             self._opened = None
@@ -271,9 +273,6 @@ class _Perceptron(BaseEstimator):
         weights = self._weights(sample_weight, targets, X.dtype)
         random = check_random_state(self.random_state)
         network = self._new_network(X, targets, random) if fresh else self._known_network(targets)
-        if self._is_lbfgs:
-            self._minimise(network, X, targets, weights, fresh)
-            return self
         held: tuple[Array, ...] | None = None
         parts = self._split(network, targets, random)
         if self.validation is not None:
@@ -299,14 +298,16 @@ class _Perceptron(BaseEstimator):
             message = f"{error}; 'network_' has the weights of epoch {result.best_epoch}, the best in the validation"
         else:
             message = self._unconverged(result.stopped)
-        self._keep(result.network, result, result.loss.tolist(), len(X), fresh)
+        self._keep(
+            result.network, result, self._losses(result.loss, result.network, X, targets, weights), len(X), fresh
+        )
         if message:
             warnings.warn(message, ConvergenceWarning, stacklevel=2)
         return self
 
     def _split(self, network: Network, targets: Array, random: np.random.RandomState) -> list[Array] | None:
         """Return the numbers of the rows to train on and of those for validation, if early stopping splits them off."""
-        if self.validation is not None or not self.early_stopping:
+        if self.validation is not None or not self.early_stopping or self._is_lbfgs:
             return None
         parts = train_test_split(
             np.arange(len(targets)),
@@ -325,17 +326,35 @@ class _Perceptron(BaseEstimator):
         settings = self._settings(rows)
         # A schedule that says itself when to stop; yet without patience the best weights would not be kept.
         endless = isinstance(settings["schedule"], choices.ReduceOnPlateau) and settings["schedule"].stop
+        patience = None if self._is_lbfgs else FOREVER if endless else self._patience()
         return settings | {
             "epochs": self.max_iter,
             "seed": _seed(random),
-            "patience": FOREVER if endless else self._patience(),
+            "patience": patience,
             "min_delta": self.tol,
             "watch": "score" if validated else "loss",
         }
 
     def _unconverged(self, stopped: str) -> str | None:
         """Return what to warn of, if that is why training ended."""
-        return f"training stopped at 'max_iter' ({self.max_iter}), before it converged" if stopped == "epochs" else None
+        if stopped not in _LIMITS:
+            return None
+        trained, limit = "training by 'lbfgs'" if self._is_lbfgs else "training", _LIMITS[stopped]
+        return f"{trained} stopped at {limit!r} ({getattr(self, limit)}), before it converged"
+
+    def _losses(self, loss: Array, network: Network, X: Array, targets: Array, weights: Array | None) -> list[float]:
+        """Return the loss of each epoch; with "lbfgs" not that before its step, but after it, on these rows."""
+        losses = cast(list[float], loss.tolist())
+        if self._is_lbfgs:
+            # What the last step has reached is the loss of an epoch that makes none.
+            settings = self._settings(len(X))
+            everywhere = float(np.finfo(X.dtype).max)
+            settings["optimizer"] = dataclasses.replace(settings["optimizer"], gradient_tolerance=everywhere)
+            last = train(
+                X, targets, network=network.copy(), sample_weight=weights, epochs=1, threads=self.n_threads, **settings
+            )
+            losses = [*losses[1:], last.loss.item()]
+        return losses
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> Self:
         """Train one epoch further, without validation."""
@@ -512,6 +531,8 @@ class _Perceptron(BaseEstimator):
         return True
 
     def _validation_rows(self) -> tuple[Array, ...]:
+        if self._is_lbfgs:
+            raise checks.ParameterError("must be left out with the solver 'lbfgs'", "validation")
         if not isinstance(self.validation, tuple) or len(self.validation) not in (2, 3):
             raise checks.ParameterTypeError(
                 f"must be a tuple (X, y) or (X, y, sample_weight), got {type(self.validation).__name__}", "validation"
@@ -568,10 +589,13 @@ class _Perceptron(BaseEstimator):
         kind, parameters = OPTIMIZERS[solver], self.__dataclass_fields__
         names = {field.name: _NAMES.get(field.name, field.name) for field in dataclasses.fields(kind)}
         told = {field: getattr(self, name) for field, name in names.items() if name in parameters}
-        if kind is choices.LevenbergMarquardt:  # whose share of a step is no rate
+        if kind in (choices.LBFGS, choices.LevenbergMarquardt):  # whose share of a step is no rate
             del told["learning_rate"]
         with _named():
-            if kind is SGD:
+            if kind is choices.LBFGS:
+                checks.count("max_fun", self.max_fun)
+                told |= {"c1": 1e-3, "loss_tolerance": LOSS_TOLERANCE}  # as in SciPy's
+            elif kind is SGD:
                 told["nesterov"] = self.nesterovs_momentum and checks.number("momentum", self.momentum) != 0
             elif kind is choices.Adam:
                 told["epsilon_hat"] = True
@@ -588,7 +612,7 @@ class _Perceptron(BaseEstimator):
 
     def _schedule(self, pace: float, optimizer: choices.Optimizer) -> choices.Schedule:
         """Return the schedule that `learning_rate` names; "invscaling" and "adaptive" are for "sgd" alone."""
-        schedule: Any = self.learning_rate
+        schedule: Any = "constant" if self._is_lbfgs else self.learning_rate
         if isinstance(schedule, str):
             name = checks.choice("learning_rate", schedule, (*SCHEDULES, "invscaling", "adaptive"))
             with _named():
@@ -605,7 +629,7 @@ class _Perceptron(BaseEstimator):
     def _settings(self, pace: float) -> dict[str, Any]:
         """Return what `train` is told; the pace is that of "invscaling", rows an epoch."""
         optimizer = self._optimizer()
-        batch_size = self.batch_size
+        batch_size = None if self._is_lbfgs else self.batch_size
         if isinstance(batch_size, str) and checks.choice("batch_size", batch_size, ("auto",), " or an integer >= 1"):
             whole = isinstance(optimizer, choices.IRprop | choices.LBFGS | choices.LevenbergMarquardt)
             batch_size = None if whole else 200
@@ -648,8 +672,9 @@ class _Perceptron(BaseEstimator):
     def _keep(self, network: Network, result: Any, losses: list[float], rows: int, fresh: bool) -> None:
         """Keep what was trained, and the losses of the epochs, which saw so many rows each.
 
-        The result is None, a TrainResult, or anything else that has the losses, scores and best epoch of a validation.
+        The result is a TrainResult, or anything else that has the losses, scores and best epoch of a validation.
         """
+        rows = 0 if self._is_lbfgs else rows
         self.network_, self.n_iter_, self._opened = network, len(losses), None
         self._result = result if isinstance(result, TrainResult) else None
         self.t_: int = rows * len(losses) + (0 if fresh else self.t_)
@@ -659,50 +684,11 @@ class _Perceptron(BaseEstimator):
         self.validation_scores_: list[float] | None = None
         self.best_validation_score_: float | None = None
         self.validation_loss_curve_: list[float] | None = None
-        if result and result.validation_loss is not None and result.validation_score is not None:
+        if result.validation_loss is not None and result.validation_score is not None:
             self.validation_loss_curve_ = result.validation_loss.tolist()
             self.validation_scores_ = scores = result.validation_score.tolist()
             best = result.best_epoch  # None if no score is a number
             self.best_loss_, self.best_validation_score_ = None, scores[best - 1] if best else scores[-1]
-
-    def _minimise(self, network: Network, X: Array, targets: Array, weights: Array | None, fresh: bool) -> None:
-        """Train by SciPy's L-BFGS-B on all rows at once, the penalty included."""
-        given = {name: getattr(self, name) is not None for name in ("clip_norm", "validation", "callback")}
-        given["dropout"] = bool(checks.dropout(self.dropout, len(network.sizes) - 2))
-        for name, is_given in given.items():
-            if is_given:
-                raise checks.ParameterError("must be left out with the solver 'lbfgs'", name)
-        alpha, tol = checks.number("alpha", self.alpha, at_least=0), checks.number("tol", self.tol, at_least=0)
-        class_weight = checks.class_weight(self._class_weight())
-        with _named():
-            y = checks.targets(targets, network.loss, len(X), network.sizes[-1], X.dtype)
-        if class_weight is not None:
-            weights = checks.class_weights(class_weight, network.loss, y, weights)
-        total = len(X) if weights is None else float(weights.sum(dtype=np.float64)) / (weights.size // len(X))
-        layers = zip(network.weights, network.biases, strict=True)
-        penalty = np.concatenate([part for w, b in layers for part in (np.full(w.size, alpha / total), 0.0 * b)])
-
-        def objective(params: Array) -> tuple[float, Array]:
-            network.params[:] = params
-            loss, gradient = network.loss_and_gradient(X, y, weights, threads=self.n_threads)
-            # Summed by NumPy: BLAS, which a dot product would call, sums in an order that the CPU decides.
-            return loss + float((penalty * params**2).sum()) / 2, gradient + penalty * params
-
-        losses: list[float] = []
-        with Progress(self.max_iter, bool(self.verbose)) as bar:
-
-            def show(intermediate_result: Any) -> None:
-                losses.append(float(intermediate_result.fun))
-                bar.show(len(losses), losses[-1])
-
-            found = scipy.optimize.minimize(
-                objective, network.params.astype(np.float64), method="L-BFGS-B", jac=True, callback=show,
-                options={"maxiter": self.max_iter, "maxfun": checks.count("max_fun", self.max_fun), "gtol": tol},
-            )  # fmt: skip
-        network.params[:] = found.x
-        self._keep(network, None, losses or [float(found.fun)], 0, fresh)
-        if not found.success:
-            warnings.warn(f"lbfgs did not converge: {found.message}", ConvergenceWarning, stacklevel=3)
 
     def _inputs(self, X: Any, network: Network) -> Array:
         """Check rows to predict for, of an estimator that has been fitted."""
@@ -769,9 +755,11 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         "identity", "logistic" (or "sigmoid"), "tanh", "relu", "leaky_relu", "elu", "gelu", "silu", "softplus" or
         "exponential": one for all hidden layers, or one for each.
     solver : {"adam", "sgd", "lbfgs", "adamw", "rmsprop", "irprop", "levenberg_marquardt"} or settings, default "adam"
-        A name, or settings such as ``fastbp.SGD(momentum=0.9)``, which bring all their numbers with them. "lbfgs" is
-        SciPy's L-BFGS-B on all rows at once, as in scikit-learn; ``fastbp.LBFGS()`` is the one of `fastbp.train`. It,
-        "irprop" and "levenberg_marquardt", which `learning_rate_init` does not concern, have a full batch with "auto".
+        A name, or settings such as ``fastbp.SGD(momentum=0.9)``, which bring all their numbers with them. "irprop",
+        "levenberg_marquardt" and ``fastbp.LBFGS()`` have a full batch with "auto". "lbfgs" ends as in scikit-learn, by
+        `tol` and `max_fun`, or by a step that lowers the loss by at most 2.2e-9, or this share of it if it is above 1;
+        it always takes all rows at once, and goes without schedules, early stopping, `validation`, `dropout` and
+        `clip_norm`. It and "levenberg_marquardt" are not concerned by `learning_rate_init`.
     alpha : float, default 0.0001
         Penalty: alpha / 2 times the sum of the squared weights, not biases, is added to the summed loss of each batch.
     batch_size : int, None or "auto", default "auto"
@@ -791,8 +779,8 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     random_state : int, RandomState or None, default None
         Seeds the weights, the validation that early stopping splits off, the orders and dropout.
     tol : float, default 1e-4
-        By more than this an epoch must improve the loss of the training, or with a validation its score; for "lbfgs"
-        the gradient at which it stops.
+        By more than this an epoch must improve the loss of the training, or with a validation its score; "lbfgs" ends
+        where no component of the gradient is larger.
     verbose : bool or int, default False
         Whether to show a bar with loss and speed on stderr; any number above 0 does.
     warm_start : bool, default False
@@ -816,7 +804,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     n_iter_no_change : int or infinity, default 10
         Training stops after more than so many epochs in a row that did not improve by `tol`.
     max_fun : int, default 15000
-        Evaluations of the loss by "lbfgs", at most.
+        Evaluations of loss and gradient after which "lbfgs" ends, with its iteration.
     class_weight : dict, "balanced" or None, default None
         Weights of the classes by their labels, times `sample_weight`; a class that is not named has weight 1.
         "balanced" gives all classes the same sum of weights. Not for several labels a row.
@@ -825,9 +813,9 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     clip_norm : float or None, default None
         Gradients of a greater Euclidean norm are scaled down to this one.
     validation : tuple or None, default None
-        Data ``(X, y)`` or ``(X, y, sample_weight)`` for early stopping, which then splits nothing off.
+        Data ``(X, y)`` or ``(X, y, sample_weight)`` for early stopping, which then splits nothing off. Not for "lbfgs".
     callback : callable or None, default None
-        Called as ``callback(state)`` with a `fastbp.EpochState`; if it returns True, training stops. Not for "lbfgs".
+        Called as ``callback(state)`` with a `fastbp.EpochState`; if it returns True, training stops.
     callback_every : int, default 1
         Epochs from one call to the next.
     dtype : {"float32", "float64"} or None, default None
@@ -836,8 +824,9 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         How weights are drawn: "scikit-learn" gives the very weights and biases that scikit-learn draws from
         `random_state`; the initialisers of `fastbp.train` are the others.
     n_threads : int or "auto", default 1
-        Threads that train and predict together, for the same bits; "auto" takes as many as pay. Several networks train
-        side by side on joblib's threads, since kernels release Python's lock.
+        Threads that train and predict together, for the same bits; "auto" takes as many as pay. "lbfgs" and
+        "levenberg_marquardt" train by one, whatever is asked for. Several networks train side by side on joblib's
+        threads, since kernels release Python's lock.
 
     Attributes
     ----------
@@ -851,17 +840,17 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     best_loss_ : float or None
         The lowest of `loss_curve_`; None with a validation.
     loss_curve_ : list of float
-        Loss of each epoch, with the penalty, each batch before its update; with "lbfgs" of each iteration.
+        Loss of each epoch, with the penalty, each batch before its update; with "lbfgs" after the step of each.
     validation_scores_, validation_loss_curve_ : list of float or None
         Accuracy, or R^2 of a regressor, and loss of the validation after each epoch of the last fit; None without one.
     best_validation_score_ : float or None
         The highest of `validation_scores_`.
     result_ : fastbp.TrainResult or None
-        Of the last training: what `fastbp.resume` goes on from. None with "lbfgs".
+        Of the last training: what `fastbp.resume` goes on from. None if it was trained together with others.
     n_iter_ : int
         Epochs of the last fit; 1 after `partial_fit`.
     t_ : int
-        Rows trained on, each counted once an epoch.
+        Rows trained on, each counted once an epoch; as in scikit-learn none by "lbfgs".
     n_layers_, n_outputs_, n_features_in_ : int
         Layers, the inputs among them; outputs; features.
     feature_names_in_ : ndarray of str
@@ -891,8 +880,8 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     With a validation and an epoch that ended well it is a ConvergenceWarning, and the weights of the best epoch remain;
     scikit-learn goes on to `max_iter` with what is not a number, and then returns to them.
 
-    The same `random_state` gives the same bits on every CPU as `fastbp.train` does, but for "lbfgs", whose own sums are
-    those of SciPy and its BLAS, and for `predict_log_proba`, whose logarithm is NumPy's.
+    The same `random_state` gives the same bits on every CPU as `fastbp.train` does, but for `predict_log_proba`, whose
+    logarithm is NumPy's.
 
     Examples
     --------
