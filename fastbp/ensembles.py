@@ -59,13 +59,14 @@ class Trained(NamedTuple):
 
     network: Network
     outcome: Outcome
+    losses: list[float]  # as `loss_curve_` has them
     rows: int  # that it was trained on
 
 
 def train_together(jobs: Sequence[Job | None], threads: int | None, shown: bool) -> list[Trained | None]:
     """Train networks as `fit` would, on threads; None stands for what its own `fit` has to do.
 
-    That is L-BFGS, callbacks, and whatever is wrong with a job or diverges: its own `fit` says so.
+    That is callbacks, and whatever is wrong with a job or diverges: its own `fit` says so.
     """
     trained: list[Trained | None] = [None] * len(jobs)
     tasks = []
@@ -83,10 +84,11 @@ def train_together(jobs: Sequence[Job | None], threads: int | None, shown: bool)
             _check_memory(workshop)
             workshop.run()
         for task in tasks:
-            outcome = workshop.outcomes[task.place]
+            job, outcome, network = cast(Job, jobs[task.place]), _ended(workshop.outcomes[task.place]), task.network
             if outcome.stopped != "diverged":
-                task.network.params[:] = outcome.params
-                trained[task.place] = Trained(task.network, _ended(outcome), counts(task)[0])
+                network.params[:] = outcome.params
+                losses = job.estimator._losses(outcome.loss, network, job.X, job.targets, job.weights, job.rows)
+                trained[task.place] = Trained(network, outcome, losses, counts(task)[0])
     return trained
 
 
@@ -101,7 +103,7 @@ def _ended(outcome: Outcome) -> Outcome:
 def _task(place: int, job: Job, shared: dict[Any, Any]) -> Task | None:
     """Draw for a network, in this order, what `fit` draws: weights, rows for validation, a seed."""
     estimator, X, targets, weights, rows = job
-    if estimator.callback is not None or estimator._is_lbfgs:
+    if estimator.callback is not None:
         return None
     estimator._check_parameters()
     random = check_random_state(copy.deepcopy(estimator.random_state))
@@ -199,7 +201,8 @@ class _Ensemble:
         if judged:
             self._judge(rows, targets, own_weights)
         if short:
-            message = f"{short} of {size} members stopped at 'max_iter' ({self.max_iter}), before they converged"
+            limits = f"'max_iter' ({self.max_iter})" + f" or 'max_fun' ({self.max_fun})" * self._is_lbfgs
+            message = f"{short} of {size} members stopped at {limits}, before they converged"
             warnings.warn(message, ConvergenceWarning, stacklevel=2)
         return self
 
@@ -310,7 +313,7 @@ class MLPEnsembleClassifier(_Ensemble, MLPClassifier):
     How often a row was drawn is its weight: a member is what ``fit(X, y, sample_weight)`` of an `MLPClassifier` with
     its `random_state` makes of these weights, to rounding. So copies of a row always share a batch, early stopping
     never validates on rows that it trains on, and no member lacks a class. Members are trained as by
-    `fastbp.train_many`, in lanes if they are small; with "lbfgs" or a callback one after the other by `fit`.
+    `fastbp.train_many`, in lanes if they are small; with a callback one after the other by `fit`.
 
     Examples
     --------
@@ -490,8 +493,8 @@ class MLPGridSearchCV(GridSearchCV):
     Each network is what ``fit`` of its estimator makes of its fold, to rounding, so that the results are those of
     GridSearchCV. Candidates of one shape, and what else cannot differ among lanes (solver, batch size, schedule), train
     in lanes as by `fastbp.train_many`; `alpha`, `learning_rate_init`, `dropout`, `random_state` and `max_iter` may
-    differ within. Fitted one by one are candidates with "lbfgs", with a callback, on a fold that lacks a class, those
-    that diverge, and all of them where scikit-learn's metadata routing is enabled.
+    differ within. Fitted one by one are candidates with a callback, on a fold that lacks a class, those that diverge,
+    and all of them where scikit-learn's metadata routing is enabled.
 
     Examples
     --------

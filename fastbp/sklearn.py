@@ -342,10 +342,14 @@ class _Perceptron(BaseEstimator):
         trained, limit = "training by 'lbfgs'" if self._is_lbfgs else "training", _LIMITS[stopped]
         return f"{trained} stopped at {limit!r} ({getattr(self, limit)}), before it converged"
 
-    def _losses(self, loss: Array, network: Network, X: Array, targets: Array, weights: Array | None) -> list[float]:
-        """Return the loss of each epoch; with "lbfgs" not that before its step, but after it, on these rows."""
+    def _losses(
+        self, loss: Array, network: Network, X: Array, targets: Array, weights: Array | None, rows: Any = None
+    ) -> list[float]:
+        """Return the loss of each epoch, with "lbfgs" after its step; of the data all rows count, or these."""
         losses = cast(list[float], loss.tolist())
         if self._is_lbfgs:
+            if rows is not None:
+                X, targets, weights = X[rows], targets[rows], None if weights is None else weights[rows]
             # What the last step has reached is the loss of an epoch that makes none.
             settings = self._settings(len(X))
             everywhere = float(np.finfo(X.dtype).max)
@@ -703,9 +707,9 @@ class _Perceptron(BaseEstimator):
         check_is_fitted(self)
         return self.network_.predict(self._inputs(X, self.network_), threads=self.n_threads)
 
-    def _take(self, network: Network, result: Any, rows: int) -> None:
+    def _take(self, network: Network, result: Any, losses: list[float], rows: int) -> None:
         """Be what `fit` would have made of so many rows, whose network was trained with others."""
-        self._keep(network, result, result.loss.tolist(), rows, True)
+        self._keep(network, result, losses, rows, True)
 
     def __getstate__(self) -> Any:
         if self._opened is not None:  # which cannot be pickled

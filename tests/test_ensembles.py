@@ -89,7 +89,7 @@ def test_member_is_what_its_estimator_makes_of_the_rows_drawn_for_it(settings, s
             np.testing.assert_allclose(member.validation_scores_, alone.validation_scores_, rtol=1e-9, atol=1e-9)
             np.testing.assert_allclose(member.validation_loss_curve_, alone.validation_loss_curve_, rtol=1e-9)
             assert member.best_validation_score_ == pytest.approx(alone.best_validation_score_, abs=1e-9)
-    assert trained_together == ([] if "solver" in settings and settings["solver"] == "lbfgs" else [9])
+    assert trained_together == [9]
 
 
 @pytest.mark.parametrize("kind", TARGETS)
@@ -228,6 +228,12 @@ def test_members_that_did_not_converge_are_one_warning():
     assert [str(warning.message) for warning in caught] == [
         "3 of 3 members stopped at 'max_iter' (2), before they converged"
     ]
+    with pytest.warns(ConvergenceWarning) as caught:
+        MLPEnsembleRegressor(n_estimators=3, **SHORT | {"solver": "lbfgs", "max_fun": 2}).fit(X, SCORE)
+
+    assert [str(warning.message) for warning in caught] == [
+        f"3 of 3 members stopped at 'max_iter' ({SHORT['max_iter']}) or 'max_fun' (2), before they converged"
+    ]
 
 
 def test_verbose_ensemble_counts_networks(capsys):
@@ -242,7 +248,8 @@ GRID = [
     {"learning_rate_init": [0.02, 0.001], "alpha": [1e-4, 0.1], "dropout": [0.0, 0.2], "random_state": [0, 1]},
     {"hidden_layer_sizes": [(), (4, 3)], "early_stopping": [True, False], "validation_fraction": [0.2]},
 ]
-ONE_BY_ONE = [{"alpha": [0.1, 1.0]}, {"solver": ["lbfgs"], "max_iter": [3]}]
+ONE_BY_ONE = [{"alpha": [0.1, 1.0]}, {"callback": [abs], "callback_every": [100]}]
+OF_LBFGS = {"solver": ["lbfgs"], "alpha": [0.1, 1.0], "max_iter": [3, 30]}
 
 
 def search_both(estimator, grid, y, told, **params):
@@ -299,6 +306,11 @@ def test_weights_and_groups_are_split_as_in_scikit_learn():
 def test_candidates_that_are_not_for_lanes_are_fitted_one_by_one(trained_together):
     assert_same(*search_both(MLPRegressor(**SHORT), ONE_BY_ONE, SCORE, {"cv": 2}))
     assert trained_together == [4]
+
+
+def test_candidates_with_lbfgs_are_trained_together(trained_together):
+    assert_same(*search_both(MLPClassifier(**SHORT), OF_LBFGS, CLASSES, {"cv": 2}, sample_weight=WEIGHTS))
+    assert trained_together == [8]
 
 
 def test_fold_that_lacks_a_class_is_fitted_by_itself(trained_together):
