@@ -325,7 +325,7 @@ class Trainer:
         epochs done; what it returns ends the training. Returns 0, or the epoch, counted from 1, that did not end with
         finite numbers (memory then holds the epoch before), and why the training ended.
         """
-        plan, memory, run, epochs, compute = course.plan, course.memory, course.run, course.epochs, course.compute
+        plan, memory, run, epochs = course.plan, course.memory, course.run, course.epochs
         per_epoch, first = plan.blocks_per_epoch, int(memory.position[EPOCH])
         ends = {CONVERGED: "tolerance", EXHAUSTED: "evaluations"}
         blocks, left = 1, 0  # blocks of the next chunk; blocks left until a chunk may begin that can be taken back
@@ -431,7 +431,7 @@ class Trainer:
             batch.y[...] = y
             if weights is not None:
                 batch.weights[...] = weights if kind == 1 else repeated(weights, self._network.sizes[-1])
-            compute, steps = self._compute, self._steps
+            steps = self._steps
             while batch.take() == REFUSED:
                 self._refuse(batch)
             try:
