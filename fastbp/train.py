@@ -396,5 +396,11 @@ class _CallableModule(ModuleType):
 
     __call__ = staticmethod(train)
 
+    @property
+    def __signature__(self) -> Any:  # `inspect` would take the first parameter of a call for the module
+        import inspect
+
+        return inspect.signature(train)
+
 
 sys.modules[__name__].__class__ = _CallableModule

@@ -410,7 +410,8 @@ def test_public_name_can_be_reached_before_any_other(name):
     ],
 )
 def test_train_can_be_called_however_it_is_imported(statement, name):
-    output_of("-c", f"{statement}; import numpy; X = numpy.zeros((2, 1)); {name}(X, X, epochs=1, backend='numpy')")
+    call = f"import numpy; X = numpy.zeros((2, 1)); {name}(X, X, epochs=1, backend='numpy')"
+    output_of("-c", f"{statement}; {call}; import inspect; assert 'X' in inspect.signature({name}).parameters")
 
 
 # --- docstrings and examples --------------------------------------------------------------------------------------
