@@ -970,10 +970,8 @@ def damped_less(plan: Any, slope: Array, solution: Array, damping: float, gain: 
 def curvature(plan: Any, z: Array, p: Array, y: Array, weight: Array) -> Array:
     """The root of the curvature of the loss by each logit, of "cross_entropy" that of p; and of the weight."""
     kind = plan.kinds[-1]
-    curved = p
-    if plan.loss == BINARY_CROSS_ENTROPY:
-        curved = p * (1 - p)
-    elif plan.loss in (SQUARED_ERROR, HUBER):
+    curved = np.maximum(p * (1 - p) if plan.loss == BINARY_CROSS_ENTROPY else p, p.dtype.type(2.0**-64))
+    if plan.loss in (SQUARED_ERROR, HUBER):
         curved = times_slope(kind, np.ones_like(p), z if of_logits(kind) else p) ** 2
         if plan.loss == HUBER:
             size = np.abs(p - y)

@@ -58,11 +58,12 @@ from fastbp.kernels import (
     validate_block,
     weight_of,
 )
-from fastbp.products import product, transposed
+from fastbp.products import product
 from fastbp.simd import (
     PAIRED,
     TILE_ROWS,
     absolute,
+    add_lane_sums,
     add_outer,
     at,
     bundle,
@@ -71,10 +72,12 @@ from fastbp.simd import (
     lane_sum,
     lanes_of,
     load,
+    load_rows,
     multiply_add,
     put_back,
     sqrt,
     store,
+    transpose,
     where_less,
     zeros,
 )
@@ -123,6 +126,7 @@ from fastbp.workspace import (
 
 BEGIN, STEPPED, VALIDATE, FIRST, AIM, TRIAL, LAST, ASSEMBLE, FACTORISE = range(9)  # stages of an epoch
 CALL_WORK = 2**25  # multiply-adds of one call, 1 to 10 ms
+LEAST_CURVATURE = 2.0**-64  # of a probability that is 0 or 1 but for rounding: the loss may still have a slope there
 EDGE = 8  # rows that are factorised together, and a vector of float64
 # Of a line search: by what share of its last growth a step grows, at least and at most; to what share an interval
 # shrinks in two trials; and the shortest one, as a share of its upper end.
@@ -577,13 +581,15 @@ def marquardt(plan, memory, squares, data, validation, last, pieces):
 
 @kernel
 def begin_batch(plan, memory, squares):
-    """Draw the order of an epoch, and clear what is summed over a batch;  writes point, normal and figures."""
+    """Draw the order of an epoch, and clear what is summed over a batch;  writes point, normal, slope and figures."""
     state, D = squares.state, in_vectors(plan.parameters)
     if plan.shuffled and state[BATCH_ROW] == 0:
         shuffle(plan.rows, plan.seed, memory.position[EPOCH], memory.order)
     copy(plan.parameters, memory.params, squares.point)
     for q in range(D * D):
         squares.normal[q] = 0
+    for q in range(D):
+        squares.slope[q] = 0
     for q in range(TRIAL_SUMS):
         squares.figures[q] = 0
     state[AT_STAGE], state[REFUSED_STEPS] = ASSEMBLE, 0
@@ -607,7 +613,7 @@ def block_of(plan, memory, squares, data, rows):
 
 @kernel
 def assemble_block(plan, memory, squares, data, rows):
-    """Loss, gradient and J'J of the next rows;  adds to figures, gradient and normal, returns their number."""
+    """Loss, gradient and J'J of the next rows;  adds to figures, slope and normal, returns their number."""
     state, figures, S, I, O = squares.state, squares.figures, plan.width, plan.sizes[0], plan.sizes[plan.layers]
     F, D, begin, row = plan.features, in_vectors(plan.parameters), np.int64(0), state[AT_ROW]
     x, count = block_of(plan, memory, squares, data, rows)
@@ -618,27 +624,26 @@ def assemble_block(plan, memory, squares, data, rows):
     forward(plan, memory.params, all_zero, all_zero, x, F, begin, panels, begin, row, memory.kept, a)
     copy(panels * O * S, at(a, top), squares.roots)  # the logits, which `output_layer` writes over
     output_layer(plan, memory, x, F, begin, panels, figures, begin)
-    backward(plan, memory, x, F, count, begin, row)
     for p in range(panels):
-        y = at(x, (p * F + I) * S)
-        curvature(plan, at(a, top + p * O * S), y, at(y, O * S), O, S, at(squares.roots, p * O * S))
+        y, place = at(x, (p * F + I) * S), top + p * O * S
+        curvature(plan, at(a, place), y, at(y, O * S), O, S, at(memory.deltas, place), at(squares.roots, p * O * S))
+        lay_activations(plan, memory, at(x, p * F * S), p, at(squares.units, p * units_of(plan) * S))
     for o in range(O):
         for p in range(panels):
-            roots = at(squares.roots, p * O * S)
-            jacobian(plan, memory, at(x, p * F * S), p, o, roots, at(squares.jacobian, p * D * S))
-        add_squares(
-            squares.jacobian, D, panels, S, memory.counting, squares.solution, squares.transposed, squares.normal
-        )
+            lay_deltas(plan, memory, p, o, at(squares.roots, p * O * S), at(squares.units, p * units_of(plan) * S))
+        jacobian(plan, squares, D, panels, o)
+        add_squares(squares.jacobian, D, panels * S, squares.normal)
     figures[WEIGHT] = weight_of(plan, x, F, S, panels, figures[WEIGHT])
     return count
 
 
 @kernel
-def curvature(plan, p, y, weight, O, S, roots):
+def curvature(plan, p, y, weight, O, S, delta, roots):
     """The root of the curvature of the loss by each logit, of "cross_entropy" that of p; and of the weight.
 
     Squared error: f'(z)^2; Huber: the same, beyond d times d / |r|; binary cross-entropy: p (1 - p); Poisson: p.
-    p, y (O, S), weight (S,), or (O, S) if outputs have their own;  writes roots (O, S), which holds the logits.
+    p, y (O, S), weight (S,), or (O, S) if outputs have their own;  writes roots (O, S), which holds the logits, and
+    divides delta (O, S) by them: J' times that is the gradient.
     """
     V, loss, kind, d = lanes_of(p), plan.loss, plan.kinds[plan.layers - 1], plan.huber_delta
     stride = if_full(plan, np.int64(0), weight_stride, plan.output_weights, S)
@@ -646,107 +651,140 @@ def curvature(plan, p, y, weight, O, S, roots):
         for o in range(O):
             q, share = o * S + v, load(1, 1, at(weight, o * stride + v), 0)
             p_q = load(1, 1, at(p, q), 0)
-            curved = p_q
-            if loss == BINARY_CROSS_ENTROPY:
-                curved = p_q * (1.0 - p_q)
-            elif loss in (SQUARED_ERROR, HUBER):
+            curved = p_q * (1.0 - p_q) if loss == BINARY_CROSS_ENTROPY else p_q
+            curved = where_less(curved, LEAST_CURVATURE, LEAST_CURVATURE, curved)
+            if loss in (SQUARED_ERROR, HUBER):
                 kept = load(1, 1, at(roots, q), 0) if of_logits(kind) else p_q
                 root = times_slope(plan, kind, zeros(1, 1, p) + 1.0, kept)
                 curved = root * root
                 if loss == HUBER:
                     size = absolute(p_q - load(1, 1, at(y, q), 0))
                     curved = where_less(size, d, curved, curved * (d / size))
-            store(at(roots, q), 0, sqrt(curved * share))
+            root = sqrt(curved * share)
+            store(at(roots, q), 0, root)
+            store(at(delta, q), 0, where_less(0.0, root, load(1, 1, at(delta, q), 0) / root, 0.0))
+
+
+@inlined
+def units_of(plan):
+    """Rows of `units` (U, S): zeros, ones, inputs, hidden units, residuals, and the deltas of all layers."""
+    return 2 + plan.sizes[0] + 2 * (plan.tops[plan.layers - 1] + plan.sizes[plan.layers])
+
+
+@inlined
+def widen(n, x, out):
+    """out = x (n,), whole vectors, in float64."""
+    if lanes_of(x) == lanes_of(out):
+        for q in range(0, n, lanes_of(x)):
+            store(at(out, q), 0, load(1, 1, at(x, q), 0))
+    else:
+        for q in range(n):
+            out[q] = x[q]
 
 
 @kernel
-def jacobian(plan, memory, x, p, o, roots, out):
-    """Rows of J of the samples of a panel, for output o: the gradients of its logit, times the root of its curvature.
+def lay_activations(plan, memory, x, p, units):
+    """What comes into each layer, and the residuals, for a panel.  x (F, S);  writes of units all but the deltas."""
+    S, I, row = plan.width, plan.sizes[0], 2 + plan.sizes[0]
+    for s in range(S):
+        units[s], units[S + s] = 0, 1
+    widen(I * S, x, at(units, 2 * S))
+    for layer in range(plan.layers):
+        O = plan.sizes[layer + 1]
+        rows = memory.activations if layer + 1 < plan.layers else memory.deltas
+        widen(O * S, at(rows, (plan.tops[layer] * plan.block + p * O) * S), at(units, row * S))
+        row += O
 
-    Of "cross_entropy", whose curvature is diag(p) - p p', rows are the gradients of root p_o (z_o - sum_k p_k z_k): the
-    sum of their squares over o is that.  x (F, S), roots (O, S);  writes deltas, and out (D, S) but for its end.
+
+@kernel
+def lay_deltas(plan, memory, p, o, roots, units):
+    """Gradients of the logit of output o, times the root of its curvature, by the logits of all layers, for a panel.
+
+    Of "cross_entropy", whose curvature is diag(p) - p p', they are those of root p_o (z_o - sum_k p_k z_k): the sum of
+    their squares over o is that.  roots (O, S);  writes deltas, and those of units.
     """
     S, O, all_zero, unit = plan.width, plan.sizes[plan.layers], memory.all_zero, np.int64(1)
-    V, place = lanes_of(x), plan.tops[plan.layers - 1] * plan.block * S + p * O * S
+    V, place = lanes_of(roots), plan.tops[plan.layers - 1] * plan.block * S + p * O * S
     delta = at(memory.deltas, place)
     for v in range(0, S, V):
         root = load(1, 1, at(roots, o * S + v), 0)
         for k in range(O):
-            delta_k = zeros(1, 1, x)
+            delta_k = zeros(1, 1, roots)
             if k == o:
                 delta_k = root
             if plan.loss == CROSS_ENTROPY:
                 delta_k = delta_k - root * load(1, 1, at(memory.activations, place + k * S + v), 0)
             store(at(delta, k * S + v), 0, delta_k)
-    for layer in range(plan.layers - 1, -1, -1):
-        I, O, w = plan.sizes[layer], plan.sizes[layer + 1], plan.starts[layer]
-        a, below, w_layer = x, delta, at(memory.params, w)
-        if layer > 0:
-            place = plan.tops[layer - 1] * plan.block * S + p * I * S
-            a, below = at(memory.activations, place), at(memory.deltas, place)
-        # dz[o, s] / dw[i, o] = a[i, s]
-        for i in range(I):
-            for k in range(O):
-                multiplied(at(a, i * S), at(delta, k * S), S, at(out, (w + i * O + k) * S))
-        if plan.biases:
-            for k in range(O):
-                widened(at(delta, k * S), S, at(out, (w + I * O + k) * S))
-        if layer > 0:
-            product(w_layer, O, unit, I, O, all_zero, delta, S, below)
-            kept = at(memory.kept, place) if plan.keeps[layer - 1] else a
-            slope(plan, plan.kinds[layer - 1], below, kept, I * S)
+    row = units_of(plan) - O
+    widen(O * S, delta, at(units, row * S))
+    for layer in range(plan.layers - 1, 0, -1):
+        I, O = plan.sizes[layer], plan.sizes[layer + 1]
+        place = plan.tops[layer - 1] * plan.block * S + p * I * S
+        below, row = at(memory.deltas, place), row - I
+        product(at(memory.params, plan.starts[layer]), O, unit, I, O, all_zero, delta, S, below)
+        kept = at(memory.kept, place) if plan.keeps[layer - 1] else at(memory.activations, place)
+        slope(plan, plan.kinds[layer - 1], below, kept, I * S)
+        widen(I * S, below, at(units, row * S))
         delta = below
 
 
-@inlined
-def multiplied(x, y, S, out):
-    """out = x y, in float64; all (S,)."""
-    if lanes_of(x) == lanes_of(out):
-        for v in range(0, S, lanes_of(x)):
-            store(at(out, v), 0, load(1, 1, at(x, v), 0) * load(1, 1, at(y, v), 0))
-    else:
-        for s in range(S):
-            out[s] = np.float64(x[s]) * np.float64(y[s])
+@kernel
+def jacobian(plan, squares, D, panels, o):
+    """Rows of J of output o, a sample each: dz[k, s] / dw[i, k] = a[i, s], by the bias 1, times the delta of k.
+
+    Writes jacobian, as many columns at once as `squares_tile` takes, (D / width, panels S, width), and adds J' times
+    the residuals to slope.
+    """
+    S, U, units, one = plan.width, units_of(plan), squares.units, np.int64(1)
+    residuals = 2 + plan.sizes[0] + plan.tops[plan.layers - 1] + o
+    V = lanes_of(units)
+    for q in range(0, D, V):
+        first, width = tile_of(q, D, V)
+        out, sums = at(squares.jacobian, first * panels * S + q - first), zeros(8, 1, units)
+        for p in range(panels):
+            for v in range(0, S, V):
+                place = at(units, p * U * S + v)
+                a = load_rows(place, at(squares.factors, q), one, V, units)
+                rows = a * load_rows(place, at(squares.factors, D + q), one, V, units)
+                sums = multiply_add(rows, load(1, 1, at(place, residuals * S), 0), sums)
+                store(at(out, (p * S + v) * width), width, transpose(rows))
+        add_lane_sums(sums, at(squares.slope, q), 1)
 
 
 @inlined
-def widened(x, S, out):
-    """out = x, in float64; both (S,)."""
-    for s in range(S):
-        out[s] = x[s]
+def tile_of(q, D, V):
+    """First column and columns of the tile of rows of J that holds column q."""
+    first = q // (2 * V) * (2 * V) if PAIRED else q // V * V
+    return first, 2 * V if PAIRED and first + 2 * V <= D else V
 
 
 @kernel
-def add_squares(rows, D, panels, S, counting, all_zero, transposed_rows, normal):
-    """normal[i, j] += sum_s rows[i, s] rows[j, s], over all samples of a block, from the tile of the diagonal on.
+def add_squares(rows, D, samples, normal):
+    """normal[i, j] += sum_s rows[s, i] rows[s, j], from the tile of the diagonal on.
 
-    rows (panels, D, S), counting and all_zero as in `transposed`;  writes transposed_rows (D panels S,), adds to normal
-    (D, D), each sum in the order of the samples.
+    rows as `jacobian` writes them;  adds to normal (D, D), each sum in the order of the samples.
     """
-    V, begin, samples = lanes_of(rows), np.int64(0), panels * S
-    transposed(rows, D, begin, panels, S, counting, all_zero, begin, D, samples, transposed_rows)
+    V = lanes_of(rows)
     for i in range(0, D, TILE_ROWS):
-        a, j = at(rows, i * S), i // V * V
+        first, stride = tile_of(i, D, V)
+        a, j = at(rows, first * samples + i - first), i // V * V
         while j < D:
-            pair = j // (2 * V) * (2 * V) if PAIRED else j  # where the columns lie that were transposed together
-            width = 2 * V if PAIRED and pair + 2 * V <= D else V
-            columns, sums = at(transposed_rows, pair * samples + j - pair), at(normal, i * D + j)
-            if PAIRED and j == pair and width == 2 * V:
-                squares_tile(TILE_ROWS, 2, a, D, columns, width, samples, S, sums)
+            first, width = tile_of(j, D, V)
+            columns, sums = at(rows, first * samples + j - first), at(normal, i * D + j)
+            if PAIRED and j == first and width == 2 * V:
+                squares_tile(TILE_ROWS, 2, a, stride, columns, width, samples, D, sums)
                 j += 2 * V
             else:
-                squares_tile(TILE_ROWS, 1, a, D, columns, width, samples, S, sums)
+                squares_tile(TILE_ROWS, 1, a, stride, columns, width, samples, D, sums)
                 j += V
 
 
 @kernel
-def squares_tile(rows, vectors, a, D, columns, width, samples, S, out):
-    """`add_squares` for a few rows and one or two vectors of columns, which lie `width` numbers apart."""
+def squares_tile(rows, vectors, a, stride, columns, width, samples, D, out):
+    """`add_squares` for a few rows and one or two vectors of columns, of samples that lie so far apart."""
     sums = load(rows, vectors, out, D)
-    while samples > 0:
-        for s in range(S):
-            sums = add_outer(sums, at(a, s), S, at(columns, s * width))
-        a, columns, samples = at(a, D * S), at(columns, S * width), samples - S
+    for s in range(samples):
+        sums = add_outer(sums, at(a, s * stride), 1, at(columns, s * width))
     store(out, D, sums)
 
 
@@ -762,7 +800,7 @@ def end_assembly(plan, memory, squares):
                 squares.normal[q * D + q] += plan.l2
     scale = 1.0 / weight if plan.mean else 1.0
     for q in range(P):
-        squares.slope[q] = scale * memory.gradient[q]
+        squares.slope[q] = scale * (squares.slope[q] + memory.gradient[q])
         memory.gradient[q] = 0
     figures[BATCH_VALUE] = scale * figures[LOSS]
     state[AT_STAGE] = FACTORISE

@@ -314,8 +314,9 @@ class Squares(NamedTuple):
     solution: NDArray[np.float64]  # (D,) the step
     normal: NDArray[np.float64]  # (D, D) J'J, of which the half above the diagonal counts
     factor: NDArray[np.float64]  # (D, D) its Cholesky factor, damped
-    jacobian: NDArray[np.float64]  # (block, D, S) rows of J, a sample a lane
-    transposed: NDArray[np.float64]  # (D block S,) the same, as `transposed` lays it out
+    units: NDArray[np.float64]  # (block, U, S) what rows of J are made of: see `units_of`
+    factors: NDArray[np.int64]  # (2, D) where the two rows of `units` begin whose product is a column of J
+    jacobian: NDArray[np.float64]  # (D block S,) rows of J, in tiles of columns
     roots: Array  # (block, O, S) what rows of J are multiplied by, so that J'J is the curvature
     batch: Array  # (panels, F, S) the rows of a batch, if they are shuffled
 
@@ -582,8 +583,9 @@ def second_order_sizes(plan: Plan, dtype: Any) -> dict[str, int]:
         "solution": D + lanes,
         "normal": D * D,
         "factor": D * D,
+        "units": (2 + inputs + 2 * (int(plan.tops[-1]) + outputs)) * samples,
+        "factors": 2 * D,
         "jacobian": D * samples,
-        "transposed": D * samples,
         "roots": outputs * samples,
         "batch": batch * plan.shuffled,
     }
@@ -594,7 +596,21 @@ def second_order_memory(plan: Plan, dtype: Any) -> Search | Squares:
     kind: Any = Search if plan.optimizer == LIMITED_BFGS else Squares
     hints, kinds = get_type_hints(kind), {NDArray[np.int64]: np.dtype(np.int64), NDArray[np.float64]: np.dtype(float)}
     sizes = second_order_sizes(plan, dtype)
-    return kind(**{name: aligned(size, kinds.get(hints[name], dtype)) for name, size in sizes.items()})
+    room = kind(**{name: aligned(size, kinds.get(hints[name], dtype)) for name, size in sizes.items()})
+    if kind is Squares:
+        room.factors.reshape(2, -1)[:, : plan.parameters] = _factors(plan)
+    return room
+
+
+def _factors(plan: Plan) -> NDArray[np.int64]:
+    """Where the rows of `Squares.units` begin for each parameter: what comes in by it, or 1, and its unit's delta."""
+    sizes, parts = plan.sizes.tolist(), []
+    incoming, deltas = 2, 2 + sum(sizes)
+    for inputs, outputs in itertools.pairwise(sizes):
+        rows = [*range(incoming, incoming + inputs), *[1] * plan.biases]
+        parts += [(row, delta) for row in rows for delta in range(deltas, deltas + outputs)]
+        incoming, deltas = incoming + inputs, deltas + outputs
+    return plan.width * np.array(parts).T
 
 
 def make_memory(plan: Plan, params: Array, epochs: int) -> Memory:

@@ -213,6 +213,20 @@ def test_levenberg_marquardt_refuses_steps_as_its_twin():
         np.testing.assert_allclose(*(memory.second for memory in memories), rtol=1e-6)
 
 
+@pytest.mark.parametrize("loss", ["binary_cross_entropy", "cross_entropy"])
+def test_rows_that_are_surely_wrong_have_a_slope(loss):
+    """Their probability is 0 or 1 but for rounding, and so is its curvature."""
+    binary = loss == "binary_cross_entropy"
+    network = Network((1, 1 if binary else 2), loss=loss, output="sigmoid" if binary else "softmax", init="zeros")
+    network.params[0] = 800.0
+    y = [[0.0], [1.0]] if binary else [[0.0, 1.0], [1.0, 0.0]]
+    result = train(
+        [[1.0], [0.0]], y, network=network, epochs=1, optimizer=LevenbergMarquardt(damping=1.0, smallest=1.0), **WHOLE
+    )
+
+    assert result.network.params[0] < 799.9
+
+
 # Losses whose curvature by the logits is exact: Gauss and Newton's is Hessian of a network without hidden layers.
 @pytest.mark.parametrize(
     ("loss", "output"),
