@@ -16,7 +16,7 @@ import numpy as np
 
 from fastbp.choices import ADAMW
 from fastbp.formulas import begin_step, finite, misfit, update
-from fastbp.jit import entry, inlined, kernel
+from fastbp.jit import entry, inlined, kernel, merged
 from fastbp.kernels import (
     activate_units,
     end_block,
@@ -113,7 +113,7 @@ def team_words(precision, version, plan, memory, share, data, validation, blocks
     share, data, validation = bundle(Share, precision, version, share), at(data, 0), at(validation, 0)
     status = FINISHED
     if helper > 0:
-        help_out(plan, memory, share, data, validation, helper)
+        help_out(work, plan, memory, share, data, validation, helper)
     else:
         status = lead(plan, memory, share, data, validation, blocks)
     put_back(before)
@@ -123,10 +123,9 @@ def team_words(precision, version, plan, memory, share, data, validation, blocks
 @kernel
 def lead(plan, memory, share, data, validation, blocks):
     """`run_blocks` of a team."""
-    position, status, control = memory.position, FINISHED, share.control
+    position, status = memory.position, FINISHED
     epoch, row, panel = position[EPOCH], position[ROW], position[PANEL]
-    if control[ALONE_UNTIL] < 0:  # so many ticks from now on
-        control[ALONE_UNTIL] = ticks() - control[ALONE_UNTIL]
+    begin_call(share.control)
     set_rate(plan, memory, epoch)
     for _ in range(blocks):
         if row < plan.rows:
@@ -140,22 +139,35 @@ def lead(plan, memory, share, data, validation, blocks):
     return status
 
 
+@inlined
+def begin_call(control):
+    """What a leader does first."""
+    if control[ALONE_UNTIL] < 0:  # so many ticks from now on
+        control[ALONE_UNTIL] = ticks() - control[ALONE_UNTIL]
+
+
 @kernel
 def perform(plan, memory, share, data, validation, stage, layer, chunks):
     """Have the chunks of a stage done, by whoever comes, and wait for those that somebody took."""
+    offer(work, plan, memory, share, data, validation, stage, layer, chunks)
+
+
+@merged
+def offer(do, plan, memory, share, data, validation, stage, layer, chunks):
+    """`perform` of whatever does a chunk as `work` does; share may be anything that has a control."""
     control, mine, leader = share.control, np.int64(0), np.int64(0)
     control[STAGE], control[STAGE_LAYER] = stage, layer
     began = ticks()
     if chunks < 2 or began < control[ALONE_UNTIL]:
         for chunk in range(chunks):
-            work(plan, memory, share, data, validation, chunk, leader)
+            do(plan, memory, share, data, validation, chunk, leader)
     else:
         control[LEADERS_CORE] = core()
         atomic_store(control, DONE, 0)
         atomic_store(control, TICKET, LIMIT - chunks)
         ticket = atomic_add(control, TICKET, LEADERS)
         while ticket // LEADERS + ticket % LEADERS < LIMIT:
-            work(plan, memory, share, data, validation, ticket // LEADERS, leader)
+            do(plan, memory, share, data, validation, ticket // LEADERS, leader)
             mine += 1
             ticket = atomic_add(control, TICKET, LEADERS)
         looks, waits = 0, ticks()
@@ -185,9 +197,9 @@ def judge_helpers(control, began, waits):
             control[CAUTION], control[IN_TIME] = LEAST_CAUTION, 0
 
 
-@kernel
-def help_out(plan, memory, share, data, validation, helper):
-    """Do chunks as long as the leader wants helpers, and for a while after."""
+@merged
+def help_out(do, plan, memory, share, data, validation, helper):
+    """Do chunks, as in `offer`, as long as the leader wants helpers, and for a while after."""
     control = share.control
     looks = 0
     while True:
@@ -197,7 +209,7 @@ def help_out(plan, memory, share, data, validation, helper):
         if apart and ticket // LEADERS + ticket % LEADERS < LIMIT:
             ticket = atomic_add(control, TICKET, 1)
             if ticket // LEADERS + ticket % LEADERS < LIMIT:
-                work(plan, memory, share, data, validation, LIMIT - 1 - ticket % LEADERS, helper)
+                do(plan, memory, share, data, validation, LIMIT - 1 - ticket % LEADERS, helper)
                 atomic_add(control, DONE, 1)
                 looks = 0
         looks += 1

@@ -177,13 +177,22 @@ def shared(plan: Plan, dtype: Any, threads: int) -> tuple[Plan, Share]:
 
 
 class Work:
-    """What a team is to do: the words of a plan and the arrays behind them; plan and share are those of `shared`."""
+    """What a team is to do: the words of a plan and the arrays behind them; plan and share are those of `shared`.
 
-    def __init__(self, plan: Plan, memory: Memory, share: Share, data: Array, validation: Array) -> None:
+    Or of another entry, what it takes: then it has a control too, and further arguments.
+    """
+
+    def __init__(
+        self, plan: Plan, memory: Memory, share: Share, data: Array, validation: Array, entry: Any = None,
+        *more: int,
+    ) -> None:  # fmt: skip
+        if entry is None:
+            from fastbp.teams import team_words as entry
+        self.run: Callable[..., int] = entry
         self.arrays = plan, memory, share  # which must outlive the words, their addresses
         self.control = share.control
         precision, version = memory.scalars.dtype.type(), plan.version
-        self.words = precision, version, words_of(plan), words_of(memory), words_of(share), data, validation
+        self.words = precision, version, words_of(plan), words_of(memory), words_of(share), data, validation, *more
 
 
 # --- how they come and go ---------------------------------------------------------------------------------------------
@@ -275,8 +284,6 @@ class Room(Helpers):
 
     def help(self, helper: int) -> None:
         """Help as long as there is work, sleep while there is none: the life of a thread."""
-        from fastbp.teams import team_words
-
         while True:
             with self.condition:
                 while self.work is None and not self.closed:
@@ -286,7 +293,7 @@ class Room(Helpers):
                 work = self.work
                 if self.closed or work is None:
                     return
-            team_words(*work.words, -1, helper)
+            work.run(*work.words, -1, helper)
             del work
 
     def close(self) -> None:
@@ -330,9 +337,7 @@ class Team:
 
     def run(self, work: Work, blocks: int) -> int:
         """Do so many blocks of the work, with the help of the others; return the status of the kernel."""
-        from fastbp.teams import team_words
-
-        lead: Callable[..., int] = team_words
+        lead = work.run
         if blocks == 0 or self.threads == 1:  # the first call compiles, which no helper is to do
             return lead(*work.words, blocks, 0)
         if self.threads > 1 and self._room is None and self.threads > idle_cores():
