@@ -81,6 +81,8 @@ from fastbp.simd import (
     where_less,
     zeros,
 )
+from fastbp.teams import CHUNK_WORK, begin_call, help_out, offer
+from fastbp.threads import Work
 from fastbp.workspace import (
     AT_PANEL,
     AT_ROW,
@@ -94,6 +96,7 @@ from fastbp.workspace import (
     ERROR,
     EVALUATED,
     EXHAUSTED,
+    FIGURES_PLACES,
     FINISHED,
     HIGH,
     HIGH_SLOPE,
@@ -103,6 +106,7 @@ from fastbp.workspace import (
     LOW,
     LOW_SLOPE,
     LOW_VALUE,
+    MOST_PARTS,
     POINT_ERROR,
     POINT_LOSS,
     POINT_SLOPE,
@@ -111,8 +115,9 @@ from fastbp.workspace import (
     REFUSED_STEPS,
     SPAN,
     SPAN_BEFORE,
+    STAGE,
+    STAGE_LAYER,
     TILT,
-    TRIAL_SUMS,
     TRIED,
     UNFINISHED,
     WEIGHT,
@@ -133,21 +138,35 @@ EDGE = 8  # rows that are factorised together, and a vector of float64
 LEAST_GROWTH, MOST_GROWTH, SHRINKING, SHORTEST = 1.1, 4.0, 0.66, 0.1
 
 
-def bind(plan, memory, data, validation):
-    """`run` for these optimisers, as a function of the blocks alone, each an epoch."""
+def bind(plan, memory, data, validation, team=None):
+    """`run` for these optimisers, as a function of the blocks alone, each an epoch.
+
+    Of Levenberg and Marquardt's by a team, if there is one: plan and memory then have the blocks of all its threads.
+    """
+    threads = team.threads if team else 1
+    entry_point: Any = lbfgs_words
     work = 3 * sum(a * b for a, b in itertools.pairwise(plan.sizes.tolist()))
-    run: Any = lbfgs_words
     if plan.optimizer == MARQUARDT:
-        run, work = marquardt_words, work + plan.sizes.item(-1) * plan.parameters**2 // 2
-    room = second_order_memory(plan, memory.params.dtype)
-    words = memory.scalars.dtype.type(), words_of(plan), words_of(memory), words_of(room)
-    pieces = max(1, CALL_WORK // (plan.block * plan.width * work))
+        entry_point, work = marquardt_words, work + plan.sizes.item(-1) * plan.parameters**2 // 2
+    room: Any = second_order_memory(plan, memory.params.dtype, threads)
+    pieces = max(1, CALL_WORK // (plan.block // threads * plan.width * work))
+    if plan.optimizer == MARQUARDT:
+        task = Work(plan, memory, room, data, validation, entry_point, pieces)
+
+        def run(last: int) -> int:
+            blocks = last - memory.position.item(EPOCH)
+            return team.run(task, blocks) if team else entry_point(*task.words, blocks, 0)
+    else:
+        words = memory.scalars.dtype.type(), words_of(plan), words_of(memory), words_of(room)
+
+        def run(last: int) -> int:
+            return entry_point(*words, data, validation, last, pieces)
 
     def bound(blocks, arrays=(plan, memory, room)):  # which must outlive the words, their addresses
-        last, status = int(memory.position[EPOCH]) + blocks, UNFINISHED
+        last, status = memory.position.item(EPOCH) + blocks, UNFINISHED
         try:
             while status == UNFINISHED:
-                status = run(*words, data, validation, last, pieces)
+                status = run(last)
         except BaseException:  # Ctrl-C, between two calls
             if room.state[AT_STAGE] != BEGIN:
                 memory.params[:] = room.point
@@ -537,13 +556,16 @@ def dot(n, x, y):
 
 
 @entry
-def marquardt_words(precision, plan, memory, squares, data, validation, last, pieces):
-    """`marquardt` with the words of plan, memory and squares, and any number of the working precision."""
+def marquardt_words(precision, version, plan, memory, squares, data, validation, pieces, blocks, helper):
+    """`marquardt` with the words of plan, memory and squares, as the leader of a team for helper 0, or as a helper."""
     before = flush_subnormals()
-    status = marquardt(
-        bundle(Plan, precision, True, plan), bundle(Memory, precision, True, memory),
-        bundle(Squares, precision, True, squares), at(data, 0), at(validation, 0), last, pieces,
-    )  # fmt: skip
+    plan, memory = bundle(Plan, precision, version, plan), bundle(Memory, precision, version, memory)
+    squares, data, validation = bundle(Squares, precision, version, squares), at(data, 0), at(validation, 0)
+    status = FINISHED
+    if helper > 0:
+        help_out(do_chunk, plan, memory, squares, data, validation, helper)
+    else:
+        status = marquardt(plan, memory, squares, data, validation, memory.position[EPOCH] + blocks, pieces)
     put_back(before)
     return status
 
@@ -556,6 +578,7 @@ def marquardt(plan, memory, squares, data, validation, last, pieces):
     status of `run`, or UNFINISHED.
     """
     state, status = squares.state, FINISHED
+    begin_call(squares.control)
     while status == FINISHED and memory.position[EPOCH] < last:
         stage = state[AT_STAGE]
         if stage == BEGIN:
@@ -564,35 +587,117 @@ def marquardt(plan, memory, squares, data, validation, last, pieces):
             status = end_batches(plan, memory, squares)
         elif pieces <= 0:
             status = UNFINISHED
-        else:
+        elif stage == VALIDATE:
             pieces -= 1
-            rows = min(plan.batch_size, plan.rows - state[BATCH_ROW])
-            if stage == VALIDATE:
-                status = validate(plan, memory, validation, state)
-            elif stage == ASSEMBLE:
-                if walked(plan, memory, state, assemble_block(plan, memory, squares, data, rows), rows):
+            status = validate(plan, memory, validation, state)
+        elif stage == FACTORISE:
+            pieces -= 1
+            factorise(plan, memory, squares, data, validation)
+        else:
+            pieces -= walk_batch(plan, memory, squares, data, validation, pieces)
+            if state[AT_PANEL] == 0:
+                if stage == ASSEMBLE:
                     end_assembly(plan, memory, squares)
-            elif stage == FACTORISE:
-                factorise(plan, memory, squares)
-            elif walked(plan, memory, state, try_block(plan, memory, squares, data, rows), rows):
-                compare(plan, memory, squares)
+                else:
+                    compare(plan, memory, squares)
     return status
 
 
 @kernel
 def begin_batch(plan, memory, squares):
-    """Draw the order of an epoch, and clear what is summed over a batch;  writes point, normal, slope and figures."""
-    state, D = squares.state, in_vectors(plan.parameters)
+    """Draw the order of an epoch, and clear what is summed over a batch;  writes point and figures."""
+    state = squares.state
     if plan.shuffled and state[BATCH_ROW] == 0:
         shuffle(plan.rows, plan.seed, memory.position[EPOCH], memory.order)
     copy(plan.parameters, memory.params, squares.point)
-    for q in range(D * D):
-        squares.normal[q] = 0
-    for q in range(D):
-        squares.slope[q] = 0
-    for q in range(TRIAL_SUMS):
+    for q in range(BATCH_VALUE):
         squares.figures[q] = 0
     state[AT_STAGE], state[REFUSED_STEPS] = ASSEMBLE, 0
+
+
+# --- parts of a batch -------------------------------------------------------------------------------------------------
+# Their sums are added in their order, and each is walked in blocks of `cut` panels: the bits are the same for any
+# number of threads. Each thread has panels of its own in the block of the plan.
+
+
+@inlined
+def parts_of_batch(plan, squares, most):
+    """Parts of this batch, no more than so many; panels of a part, the same for all batches; panels of this batch."""
+    S, cut = plan.width, squares.cut
+    blocks = (plan.batch_size + S * cut - 1) // (S * cut)
+    each = max(2, (blocks + most - 1) // most) * cut
+    panels = panel_count(batch_rows(plan, squares), S, squares.roots)
+    return (panels + each - 1) // each, each, panels
+
+
+@inlined
+def batch_rows(plan, squares):
+    """Rows of this batch."""
+    return min(plan.batch_size, plan.rows - squares.state[BATCH_ROW])
+
+
+@kernel
+def walk_batch(plan, memory, squares, data, validation, pieces):
+    """Have the next blocks of all parts walked, some so many;  returns how many, and is at panel 0 after the last."""
+    state, cut, most, bands = squares.state, squares.cut, np.int64(MOST_PARTS), np.int64(1)
+    if state[AT_STAGE] == ASSEMBLE:
+        most, bands = squares.parts, squares.bands
+    parts, each, panels = parts_of_batch(plan, squares, most)
+    steps = min(max(1, pieces // parts), each // cut)
+    offer(do_chunk, plan, memory, squares, data, validation, state[AT_STAGE], steps, parts * bands)
+    state[AT_PANEL] += steps * cut
+    if state[AT_PANEL] >= min(each, panels):
+        state[AT_PANEL] = 0
+    return parts * steps
+
+
+@kernel
+def do_chunk(plan, memory, squares, data, validation, chunk, helper):
+    """Do one chunk of the stage."""
+    control, D = squares.control, in_vectors(plan.parameters)
+    if control[STAGE] == FACTORISE:
+        i, each = squares.state[AT_ROW], columns_of_chunk(squares.state[AT_ROW])
+        begin = i + chunk * each
+        scale = 1.0 / squares.figures[WEIGHT] if plan.mean else 1.0
+        rest_rows(squares.normal, D, scale, i, begin, min(begin + each, D), squares.factor)
+    else:
+        walk_part(plan, memory, squares, data, chunk, helper)
+
+
+@kernel
+def walk_part(plan, memory, squares, data, chunk, helper):
+    """The next blocks of a part, of whose J'J a band is summed, or of the trial;  writes sums, slope and normal."""
+    control, F, S, cut = squares.control, plan.features, plan.width, squares.cut
+    assembles, steps, most, bands = control[STAGE] == ASSEMBLE, control[STAGE_LAYER], np.int64(MOST_PARTS), np.int64(1)
+    if assembles:
+        most, bands = squares.parts, squares.bands
+    _, each, panels = parts_of_batch(plan, squares, most)
+    sums = at(squares.sums, chunk * FIGURES_PLACES)
+    begin = chunk // bands * each
+    first = begin + squares.state[AT_PANEL]
+    end = min(min(first + steps * cut, begin + each), panels)
+    if first == begin:
+        clear(plan, squares, chunk, assembles)
+    for panel in range(first, end, cut):
+        count = min(cut, end - panel)
+        # Where the block begins, less what lies before the panels of this thread.
+        x = at(data, (squares.state[BATCH_PANEL] + panel - helper * cut) * F * S)
+        if plan.shuffled:
+            x = at(squares.batch, (panel - helper * cut) * F * S)
+        if assembles:
+            assemble_block(plan, memory, squares, data, x, panel, count, chunk, panel > begin, helper)
+        else:
+            try_block(plan, memory, squares, x, panel, count, sums, helper)
+
+
+@kernel
+def clear(plan, squares, chunk, assembles):
+    """What a chunk begins with;  writes sums and slope."""
+    D = in_vectors(plan.parameters)
+    for q in range(FIGURES_PLACES):
+        squares.sums[chunk * FIGURES_PLACES + q] = 0
+    for q in range(D if assembles else 0):
+        squares.slope[chunk * D + q] = 0
 
 
 @inlined
@@ -601,40 +706,39 @@ def in_vectors(P):
     return (P + EDGE - 1) // EDGE * EDGE
 
 
-@inlined
-def block_of(plan, memory, squares, data, rows):
-    """The next rows of a batch as panels, and their number."""
-    state, F, S = squares.state, plan.features, plan.width
-    count = min(rows - state[AT_ROW], plan.block * S)
-    if plan.shuffled:
-        return at(squares.batch, state[AT_PANEL] * F * S), count
-    return at(data, (state[BATCH_PANEL] + state[AT_PANEL]) * F * S), count
-
-
 @kernel
-def assemble_block(plan, memory, squares, data, rows):
-    """Loss, gradient and J'J of the next rows;  adds to figures, slope and normal, returns their number."""
-    state, figures, S, I, O = squares.state, squares.figures, plan.width, plan.sizes[0], plan.sizes[plan.layers]
-    F, D, begin, row = plan.features, in_vectors(plan.parameters), np.int64(0), state[AT_ROW]
-    x, count = block_of(plan, memory, squares, data, rows)
-    panels = panel_count(count, S, memory.activations)
-    a, all_zero, top = memory.activations, memory.all_zero, plan.tops[plan.layers - 1] * plan.block * S
-    if plan.shuffled:
-        gather(data, at(memory.order, state[BATCH_ROW] + row), count, F, S, panels, all_zero, x)
-    forward(plan, memory.params, all_zero, all_zero, x, F, begin, panels, begin, row, memory.kept, a)
-    copy(panels * O * S, at(a, top), squares.roots)  # the logits, which `output_layer` writes over
-    output_layer(plan, memory, x, F, begin, panels, figures, begin)
-    for p in range(panels):
+def assemble_block(plan, memory, squares, data, x, panel, panels, chunk, begun, helper):
+    """Loss, gradient and J'J of some panels of the batch, from this one on;  adds to what the chunk sums.
+
+    x (panels, F, S);  writes it, if rows are shuffled, activations and deltas.
+    """
+    S, I, O, F, none = plan.width, plan.sizes[0], plan.sizes[plan.layers], plan.features, np.int64(0)
+    D, row, begin, bands = in_vectors(plan.parameters), panel * plan.width, helper * squares.cut, squares.bands
+    a, all_zero, top, end = (
+        memory.activations,
+        memory.all_zero,
+        plan.tops[plan.layers - 1] * plan.block * S,
+        begin + panels,
+    )
+    sums, slope, own = at(squares.sums, chunk * FIGURES_PLACES), at(squares.slope, chunk * D), at(x, begin * F * S)
+    if plan.shuffled:  # whoever sums another band of the part writes the same
+        count = min(batch_rows(plan, squares) - row, panels * S)
+        gather(data, at(memory.order, squares.state[BATCH_ROW] + row), count, F, S, panels, all_zero, own)
+    forward(plan, memory.params, all_zero, all_zero, x, F, begin, end, none, row, memory.kept, a)
+    # The logits, which `output_layer` writes over.
+    copy(panels * O * S, at(a, top + begin * O * S), at(squares.roots, begin * O * S))
+    output_layer(plan, memory, x, F, begin, end, sums, none)
+    for p in range(begin, end):
         y, place = at(x, (p * F + I) * S), top + p * O * S
         curvature(plan, at(a, place), y, at(y, O * S), O, S, at(memory.deltas, place), at(squares.roots, p * O * S))
         lay_activations(plan, memory, at(x, p * F * S), p, at(squares.units, p * units_of(plan) * S))
+    rows, normal = at(squares.jacobian, begin * D * S), at(squares.normal, chunk // bands * D * D)
     for o in range(O):
-        for p in range(panels):
+        for p in range(begin, end):
             lay_deltas(plan, memory, p, o, at(squares.roots, p * O * S), at(squares.units, p * units_of(plan) * S))
-        jacobian(plan, squares, D, panels, o)
-        add_squares(squares.jacobian, D, panels * S, squares.normal)
-    figures[WEIGHT] = weight_of(plan, x, F, S, panels, figures[WEIGHT])
-    return count
+        jacobian(plan, squares, D, begin, panels, o, rows, slope)
+        add_squares(rows, D, panels * S, chunk % bands, bands, begun or o > 0, normal)
+    sums[WEIGHT] = weight_of(plan, own, F, S, panels, sums[WEIGHT])
 
 
 @kernel
@@ -729,26 +833,26 @@ def lay_deltas(plan, memory, p, o, roots, units):
 
 
 @kernel
-def jacobian(plan, squares, D, panels, o):
+def jacobian(plan, squares, D, begin, panels, o, out, slope):
     """Rows of J of output o, a sample each: dz[k, s] / dw[i, k] = a[i, s], by the bias 1, times the delta of k.
 
-    Writes jacobian, as many columns at once as `squares_tile` takes, (D / width, panels S, width), and adds J' times
-    the residuals to slope.
+    Of so many panels, from this one of `units` on.  Writes out, as many columns at once as `squares_tile` takes,
+    (D / width, panels S, width), and adds J' times the residuals to slope (D,).
     """
     S, U, units, one = plan.width, units_of(plan), squares.units, np.int64(1)
     residuals = 2 + plan.sizes[0] + plan.tops[plan.layers - 1] + o
     V = lanes_of(units)
     for q in range(0, D, V):
         first, width = tile_of(q, D, V)
-        out, sums = at(squares.jacobian, first * panels * S + q - first), zeros(8, 1, units)
+        tile, sums = at(out, first * panels * S + q - first), zeros(8, 1, units)
         for p in range(panels):
             for v in range(0, S, V):
-                place = at(units, p * U * S + v)
+                place = at(units, (begin + p) * U * S + v)
                 a = load_rows(place, at(squares.factors, q), one, V, units)
                 rows = a * load_rows(place, at(squares.factors, D + q), one, V, units)
                 sums = multiply_add(rows, load(1, 1, at(place, residuals * S), 0), sums)
-                store(at(out, (p * S + v) * width), width, transpose(rows))
-        add_lane_sums(sums, at(squares.slope, q), 1)
+                store(at(tile, (p * S + v) * width), width, transpose(rows))
+        add_lane_sums(sums, at(slope, q), 1)
 
 
 @inlined
@@ -759,30 +863,31 @@ def tile_of(q, D, V):
 
 
 @kernel
-def add_squares(rows, D, samples, normal):
-    """normal[i, j] += sum_s rows[s, i] rows[s, j], from the tile of the diagonal on.
+def add_squares(rows, D, samples, band, bands, begun, normal):
+    """normal[i, j] += sum_s rows[s, i] rows[s, j], from the tile of the diagonal on; = if nothing is begun.
 
-    rows as `jacobian` writes them;  adds to normal (D, D), each sum in the order of the samples.
+    rows as `jacobian` writes them;  adds to normal (D, D), of the tiles of rows every so many-th from band on, each sum
+    in the order of the samples.
     """
     V = lanes_of(rows)
-    for i in range(0, D, TILE_ROWS):
+    for i in range(band * TILE_ROWS, D, bands * TILE_ROWS):
         first, stride = tile_of(i, D, V)
         a, j = at(rows, first * samples + i - first), i // V * V
         while j < D:
             first, width = tile_of(j, D, V)
             columns, sums = at(rows, first * samples + j - first), at(normal, i * D + j)
             if PAIRED and j == first and width == 2 * V:
-                squares_tile(TILE_ROWS, 2, a, stride, columns, width, samples, D, sums)
+                squares_tile(TILE_ROWS, 2, a, stride, columns, width, samples, D, begun, sums)
                 j += 2 * V
             else:
-                squares_tile(TILE_ROWS, 1, a, stride, columns, width, samples, D, sums)
+                squares_tile(TILE_ROWS, 1, a, stride, columns, width, samples, D, begun, sums)
                 j += V
 
 
 @kernel
-def squares_tile(rows, vectors, a, stride, columns, width, samples, D, out):
+def squares_tile(rows, vectors, a, stride, columns, width, samples, D, begun, out):
     """`add_squares` for a few rows and one or two vectors of columns, of samples that lie so far apart."""
-    sums = load(rows, vectors, out, D)
+    sums = load(rows, vectors, out, D) if begun else zeros(rows, vectors, out)
     for s in range(samples):
         sums = add_outer(sums, at(a, s * stride), 1, at(columns, s * width))
     store(out, D, sums)
@@ -792,7 +897,9 @@ def squares_tile(rows, vectors, a, stride, columns, width, samples, D, out):
 def end_assembly(plan, memory, squares):
     """The equations of the batch are complete, and its loss counts;  writes slope and totals, and clears gradient."""
     state, figures, totals, P = squares.state, squares.figures, memory.totals, plan.parameters
-    weight, D = figures[WEIGHT], in_vectors(plan.parameters)
+    D = in_vectors(plan.parameters)
+    add_parts(plan, squares, D)
+    weight = figures[WEIGHT]
     if plan.l2 > 0:
         figures[LOSS] += penalty(plan, memory.params, memory.gradient)
         for layer in range(plan.layers):
@@ -813,11 +920,31 @@ def end_assembly(plan, memory, squares):
 
 
 @kernel
-def factorise(plan, memory, squares):
+def add_parts(plan, squares, D):
+    """Add up what the parts of a batch have summed;  writes figures, and normal and slope of the first."""
+    V, bands, normal = lanes_of(squares.normal), squares.bands, squares.normal
+    parts, _, _ = parts_of_batch(plan, squares, squares.parts)
+    for part in range(parts):
+        sums = at(squares.sums, part * bands * FIGURES_PLACES)
+        for q in range(FIGURES_PLACES):
+            squares.figures[q] += sums[q]
+        for q in range(D if part > 0 else 0):
+            squares.slope[q] += squares.slope[part * bands * D + q]
+    for i in range(D if parts > 1 else 0):
+        for j in range(i * D + i // V * V, (i + 1) * D, V):
+            total = load(1, 1, at(normal, j), 0)
+            for part in range(1, parts):
+                total = total + load(1, 1, at(normal, part * D * D + j), 0)
+            store(at(normal, j), 0, total)
+
+
+@kernel
+def factorise(plan, memory, squares, data, validation):
     """The next rows of the Cholesky factor, and after the last the step;  writes factor, solution and params."""
-    state, D, P, damping = squares.state, in_vectors(plan.parameters), plan.parameters, np.float64(memory.second[0])
-    scale = 1.0 / squares.figures[WEIGHT] if plan.mean else 1.0
-    if not factor_rows(squares.normal, D, scale, damping, state[AT_ROW], squares.factor):
+    state, D, P, i = squares.state, in_vectors(plan.parameters), plan.parameters, squares.state[AT_ROW]
+    each = columns_of_chunk(i)
+    offer(do_chunk, plan, memory, squares, data, validation, state[AT_STAGE], np.int64(0), (D - i + each - 1) // each)
+    if not factor_rows(D, np.float64(memory.second[0]), i, squares.factor):
         state[AT_ROW] = 0
         refuse(plan, memory, squares)
         return
@@ -827,32 +954,44 @@ def factorise(plan, memory, squares):
         solve(squares.factor, D, squares.slope, squares.solution)
         for q in range(P):
             memory.params[q] = squares.point[q] - plan.settings[LEARNING_RATE] * squares.solution[q]
-        for q in range(TRIAL_SUMS, TRIAL_SUMS + ERROR + 1):
-            squares.figures[q] = 0
         state[AT_STAGE] = TRIAL
 
 
-@kernel
-def factor_rows(normal, D, scale, damping, i, factor):
-    """Rows i to i + EDGE of the upper factor: factor' factor = scale normal + damping I.
+# Rows i to i + EDGE of the upper factor: factor' factor = scale normal + damping I. That is
+#     factor[i, j] = (normal[i, j] - sum_k<i factor[k, i] factor[k, j]) / factor[i, i],
+# where the sum over k is the product by tiles again, and only what the EDGE rows have of each other is computed row by
+# row. With `solve` it took 6 us at 61 parameters, 0.9 ms at 500 and 59 ms at 2,000, one thread; LAPACK's dpotrf and
+# dpotrs, called by Python, 15 us, 1.7 and 85.
 
-    normal (D, D), whose upper half counts;  writes factor (D, D) from the diagonal on, given the rows before.  Returns
-    whether all pivots were above zero.
+
+@inlined
+def columns_of_chunk(i):
+    """Columns whose sums over i rows above them are a chunk: whole tiles."""
+    return max(1, CHUNK_WORK // (2 * EDGE * (i + 1))) * 2 * EDGE
+
+
+@kernel
+def rest_rows(normal, D, scale, i, begin, end, factor):
+    """scale normal - the sums over the rows before i, for the rows from there on and the columns from begin to end.
+
+    normal (D, D), whose upper half counts;  writes factor (D, D), given the rows before.
     """
-    # factor[i, j] = (normal[i, j] - sum_k<i factor[k, i] factor[k, j]) / factor[i, i]: the sum over k is the product by
-    # tiles again, and only what the EDGE rows have of each other is computed row by row. With `solve` it took 6 us at
-    # 61 parameters, 0.9 ms at 500 and 59 ms at 2,000; LAPACK's dpotrf and dpotrs, called by Python, 15 us, 1.7 and 85.
     V = lanes_of(normal)
     for r in range(i, i + EDGE, TILE_ROWS):
-        j = i
-        while j < D:
+        j = begin
+        while j < end:
             w, x = at(factor, r), at(factor, j)
-            if PAIRED and j + 2 * V <= D:
+            if PAIRED and j + 2 * V <= end:
                 rest_tile(TILE_ROWS, 2, w, x, D, i, scale, at(normal, r * D + j), at(factor, r * D + j))
                 j += 2 * V
             else:
                 rest_tile(TILE_ROWS, 1, w, x, D, i, scale, at(normal, r * D + j), at(factor, r * D + j))
                 j += V
+
+
+@kernel
+def factor_rows(D, damping, i, factor):
+    """The rows, given what `rest_rows` left of them;  writes factor.  Returns whether all pivots were above zero."""
     for k in range(i, i + EDGE):
         factor[k * D + k] += damping
         pivot = factor[k * D + k]
@@ -870,7 +1009,7 @@ def factor_rows(normal, D, scale, damping, i, factor):
 
 @kernel
 def rest_tile(rows, vectors, w, x, D, n, scale, normal, out):
-    """out = scale normal - sum_k<n w[k D + r] x[k D : ], a tile of `factor_rows`."""
+    """out = scale normal - sum_k<n w[k D + r] x[k D : ], a tile of `rest_rows`."""
     sums = zeros(rows, vectors, x)
     for k in range(n):
         sums = add_outer(sums, at(w, k * D), 1, at(x, k * D))
@@ -890,22 +1029,21 @@ def solve(factor, D, slope, out):
 
 
 @kernel
-def try_block(plan, memory, squares, data, rows):
-    """Loss of the next rows at the trial;  adds to figures, returns their number."""
-    F, begin, row = plan.features, np.int64(0), squares.state[AT_ROW]
-    x, count = block_of(plan, memory, squares, data, rows)
-    panels = panel_count(count, plan.width, memory.activations)
-    a, all_zero = memory.activations, memory.all_zero
-    forward(plan, memory.params, all_zero, all_zero, x, F, begin, panels, begin, row, memory.kept, a)
-    output_layer(plan, memory, x, F, begin, panels, at(squares.figures, TRIAL_SUMS), begin)
-    return count
+def try_block(plan, memory, squares, x, panel, panels, sums, helper):
+    """Loss of some panels of the batch at the trial, from this one on;  adds to sums, writes activations and deltas."""
+    F, none, a, all_zero, begin = plan.features, np.int64(0), memory.activations, memory.all_zero, helper * squares.cut
+    end, row = begin + panels, panel * plan.width
+    forward(plan, memory.params, all_zero, all_zero, x, F, begin, end, none, row, memory.kept, a)
+    output_layer(plan, memory, x, F, begin, end, sums, none)
 
 
 @kernel
 def compare(plan, memory, squares):
     """Keep the step if the loss is lower, and damp less, or refuse it;  writes second."""
-    figures, settings = squares.figures, plan.settings
-    value = figures[TRIAL_SUMS + LOSS]
+    figures, settings, value = squares.figures, plan.settings, 0.0
+    parts, _, _ = parts_of_batch(plan, squares, np.int64(MOST_PARTS))
+    for part in range(parts):
+        value += squares.sums[part * FIGURES_PLACES + LOSS]
     if plan.l2 > 0:
         for layer in range(plan.layers):
             n = plan.sizes[layer] * plan.sizes[layer + 1]

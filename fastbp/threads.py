@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from fastbp.choices import MARQUARDT
 from fastbp.workspace import (
     ALONE_UNTIL,
     CAUTION,
@@ -26,6 +27,7 @@ from fastbp.workspace import (
     FIGURES_PLACES,
     LEAST_CAUTION,
     LIMIT,
+    MOST_PARTS,
     OPEN,
     TICKET,
     VECTOR_BYTES,
@@ -33,8 +35,10 @@ from fastbp.workspace import (
     Memory,
     Plan,
     Share,
+    Squares,
     aligned,
     forward_memory,
+    parts_of,
     words_of,
 )
 
@@ -47,6 +51,7 @@ BLOCK_BYTES = 2**19  # of its activations, which a second-level cache should hol
 # another one helps.
 PACE = 60  # multiply-adds a nanosecond
 UNIT_WORK = 16  # of them, what a unit costs beside its weights
+ROW_WORK = 8  # likewise, what an element of a row of J costs
 STAGE_SECONDS, START_SECONDS = 8e-6, 1e-4
 LAST_PANEL = 0.15  # of a panel, that the others wait for whoever ends last
 GAIN = 0.9  # the share of the time of one thread that several must promise to take
@@ -93,6 +98,8 @@ _asked = 0.0, 1  # until when that is known
 
 def seconds(plan: Plan, dtype: Any, threads: int = 1, by_units: bool = False) -> float:
     """Reckon what a whole batch takes on an idle machine."""
+    if plan.optimizer == MARQUARDT:
+        return _seconds_of_squares(plan, dtype, threads)
     units = plan.sizes.tolist()
     passes = 2 * plan.parameters - plan.starts.item(1) + UNIT_WORK * sum(units[1:])
     panels = -(-plan.batch_size // plan.width)
@@ -110,6 +117,18 @@ def seconds(plan: Plan, dtype: Any, threads: int = 1, by_units: bool = False) ->
         rows, stages = full * -(-block // threads) + -(-rest // threads), 2 * (full + (rest > 0))
         rows += LAST_PANEL
     return rows * plan.width * passes / pace + sums / threads + stages * STAGE_SECONDS
+
+
+def _seconds_of_squares(plan: Plan, dtype: Any, threads: int) -> float:
+    """Reckon what a step of Levenberg and Marquardt's takes: rows of J, J'J, its factor, and the trial."""
+    P, outputs, rows = plan.parameters, plan.sizes.item(-1), -(-plan.batch_size // plan.width) * plan.width
+    parts, bands = parts_of(plan, plan.block, threads)
+    wide = PACE * 4e9 / 8
+    passes = rows * (P + UNIT_WORK * int(plan.sizes[1:].sum())) / (PACE * 4e9 / dtype.itemsize)
+    laid = (1 + outputs) * passes + rows * outputs * ROW_WORK * P / wide
+    shared_out = laid / parts + rows * outputs * P * P / (2 * wide * parts * bands)  # what a chunk takes
+    together = -(-parts * bands // threads) * shared_out + passes / min(threads, MOST_PARTS)
+    return together + P**3 / (6 * wide) + (STAGE_SECONDS if threads > 1 else 0)
 
 
 def is_alone(plan: Plan, dtype: Any) -> bool:
@@ -183,7 +202,7 @@ class Work:
     """
 
     def __init__(
-        self, plan: Plan, memory: Memory, share: Share, data: Array, validation: Array, entry: Any = None,
+        self, plan: Plan, memory: Memory, share: Share | Squares, data: Array, validation: Array, entry: Any = None,
         *more: int,
     ) -> None:  # fmt: skip
         if entry is None:

@@ -211,7 +211,9 @@ class Trainer:
         if count == 1 and self._is_short(plan) and (course := _idle.pop((plan, epochs), None)) is not None:
             return _again(course, params, data)
         share = None
-        if count > 1:
+        if count > 1 and plan.second_order:
+            plan = plan._replace(block=count * plan.block)
+        elif count > 1:
             plan, share = shared(plan, self._precision, count)
         self._check_memory(plan, data, epochs)
         rows, held_rows, spread = split(settings, network.loss, network.quantiles, data)
@@ -240,7 +242,8 @@ class Trainer:
         if plan.second_order and compute.PANELS:
             from fastbp import second_order
 
-            run = second_order.bind(plan, memory, panels, validation)
+            team = Team(count) if count > 1 else None
+            run = second_order.bind(plan, memory, panels, validation, team)
         elif share is None or not compute.PANELS:
             run = compute.bind(plan, memory, panels, validation)
         else:
@@ -254,7 +257,7 @@ class Trainer:
         """Return how many threads are to walk so many batches."""
         if (
             self._threads == 1
-            or plan.second_order
+            or plan.optimizer == choices.LIMITED_BFGS
             or self._settings.backend != "numba"
             or is_alone(plan, self._precision)
         ):

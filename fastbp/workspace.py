@@ -83,6 +83,7 @@ STAGE, STAGE_LAYER, STAGE_EPOCH, STAGE_ROW, STAGE_PANEL, STAGE_SAMPLES, STAGE_UP
 ALONE_UNTIL, CAUTION, IN_TIME = range(32, 35)
 FAULTS = 24  # of a prediction, in place of what there is to do
 LIMIT = 2**20  # above the chunks of any stage
+FOREVER = 2**62  # ticks
 LEAST_CAUTION = 3
 FIGURES_PLACES = 8  # a cache line
 EDGE_ROWS = 8  # of W, at least as many as a tile has
@@ -119,11 +120,16 @@ SCALARS_PLACES = 6
 SCALE, RATE, REST1, REST2, CORRECTED_RATE, CORRECTED_EPSILON = range(SCALARS_PLACES)
 
 # Places in Squares.state, beside the first three of Search.state: first row and panel of the batch, attempts that were
-# refused. And in Squares.figures: LOSS, ERROR and WEIGHT of the batch, its loss as it is compared, and from TRIAL_SUMS
-# on the first two of the trial.
-SQUARES_STATE_PLACES, SQUARES_FIGURES_PLACES = 6, 24
+# refused. And in Squares.figures: LOSS, ERROR and WEIGHT of the batch, its loss as it is compared, and that of the
+# trial.
+SQUARES_STATE_PLACES, SQUARES_FIGURES_PLACES = 6, 16
 BATCH_ROW, BATCH_PANEL, REFUSED_STEPS = range(3, SQUARES_STATE_PLACES)
-BATCH_VALUE, TRIAL_SUMS = 10, 12
+BATCH_VALUE, TRIAL_LOSS = 10, 11
+
+# A batch is walked in so many parts at most, whoever walks them, and their sums are added in this order: the bits are
+# the same for any number of threads. Each part has a J'J of its own; of more bytes together, to add them up would take
+# a tenth of the time that making them takes.
+MOST_PARTS, PARTS_BYTES = 8, 2**19
 
 
 class Plan(NamedTuple):
@@ -310,15 +316,20 @@ class Squares(NamedTuple):
     state: NDArray[np.int64]  # (SQUARES_STATE_PLACES,) where the next call goes on
     figures: NDArray[np.float64]  # (SQUARES_FIGURES_PLACES,) of the batch, before the step and at the trial
     point: Array  # (P,) the parameters before the step
-    slope: NDArray[np.float64]  # (D,) the gradient there
+    slope: NDArray[np.float64]  # (chunks, D) the gradient there, chunk by chunk, and then the sum in the first place
     solution: NDArray[np.float64]  # (D,) the step
-    normal: NDArray[np.float64]  # (D, D) J'J, of which the half above the diagonal counts
+    normal: NDArray[np.float64]  # (parts, D, D) J'J, of which the half above the diagonal counts, likewise
     factor: NDArray[np.float64]  # (D, D) its Cholesky factor, damped
     units: NDArray[np.float64]  # (block, U, S) what rows of J are made of: see `units_of`
     factors: NDArray[np.int64]  # (2, D) where the two rows of `units` begin whose product is a column of J
     jacobian: NDArray[np.float64]  # (D block S,) rows of J, in tiles of columns
     roots: Array  # (block, O, S) what rows of J are multiplied by, so that J'J is the curvature
     batch: Array  # (panels, F, S) the rows of a batch, if they are shuffled
+    control: NDArray[np.int64]  # (CONTROL_PLACES,) as in Share
+    sums: NDArray[np.float64]  # (chunks, FIGURES_PLACES) what chunks add to figures
+    cut: int  # panels that a thread walks together
+    parts: int  # of a batch, each with a J'J of its own
+    bands: int  # chunks of a part: each computes J anew, and of J'J the rows of every so many-th tile
 
 
 # How `struct` calls their fields.
@@ -564,7 +575,18 @@ def memory_sizes(plan: Plan, dtype: Any, epochs: int) -> dict[str, int]:
     }
 
 
-def second_order_sizes(plan: Plan, dtype: Any) -> dict[str, int]:
+def parts_of(plan: Plan, block: int, threads: int) -> tuple[int, int]:
+    """How many J'J are summed side by side, and in how many bands each of them, so that all threads have a share.
+
+    Whoever sums a band makes all of J for it, a tenth of the work where there are so many parameters.
+    block: panels that a thread walks together; each part has two blocks at least.
+    """
+    D, blocks = -(-plan.parameters // 8) * 8, -(-plan.batch_size // (plan.width * block))
+    parts = max(1, min(MOST_PARTS, PARTS_BYTES // (8 * D * D), blocks // 2))
+    return parts, -(-threads // parts)
+
+
+def second_order_sizes(plan: Plan, dtype: Any, threads: int = 1) -> dict[str, int]:
     """Numbers in each array of a Search or of Squares, by its name; none for other optimisers."""
     P, m = plan.parameters, int(plan.settings[LBFGS_HISTORY])
     if plan.optimizer == LIMITED_BFGS:
@@ -575,30 +597,39 @@ def second_order_sizes(plan: Plan, dtype: Any) -> dict[str, int]:
     inputs, outputs = plan.sizes[[0, -1]].tolist()
     D, samples, lanes = -(-P // 8) * 8, plan.block * plan.width, VECTOR_BYTES // dtype.itemsize
     batch = -(-plan.batch_size // plan.width) * plan.width * (inputs + outputs + 1)
+    parts, bands = parts_of(plan, plan.block // threads, threads)
+    chunks = max(MOST_PARTS, parts * bands)
     return {
         "state": SQUARES_STATE_PLACES,
         "figures": SQUARES_FIGURES_PLACES,
         "point": P,
-        "slope": D + lanes,
+        "slope": chunks * D,
         "solution": D + lanes,
-        "normal": D * D,
+        "normal": parts * D * D,
         "factor": D * D,
         "units": (2 + inputs + 2 * (int(plan.tops[-1]) + outputs)) * samples,
         "factors": 2 * D,
         "jacobian": D * samples,
         "roots": outputs * samples,
         "batch": batch * plan.shuffled,
+        "control": CONTROL_PLACES,
+        "sums": chunks * FIGURES_PLACES,
     }
 
 
-def second_order_memory(plan: Plan, dtype: Any) -> Search | Squares:
-    """What an optimiser of second order writes beside the memory."""
+def second_order_memory(plan: Plan, dtype: Any, threads: int = 1) -> Search | Squares:
+    """What an optimiser of second order writes beside the memory, its blocks being those of all threads together."""
     kind: Any = Search if plan.optimizer == LIMITED_BFGS else Squares
     hints, kinds = get_type_hints(kind), {NDArray[np.int64]: np.dtype(np.int64), NDArray[np.float64]: np.dtype(float)}
-    sizes = second_order_sizes(plan, dtype)
-    room = kind(**{name: aligned(size, kinds.get(hints[name], dtype)) for name, size in sizes.items()})
-    if kind is Squares:
-        room.factors.reshape(2, -1)[:, : plan.parameters] = _factors(plan)
+    sizes = second_order_sizes(plan, dtype, threads)
+    arrays = {name: aligned(size, kinds.get(hints[name], dtype)) for name, size in sizes.items()}
+    if kind is Search:
+        return Search(**arrays)
+    block = plan.block // threads
+    parts, bands = parts_of(plan, block, threads)
+    room = Squares(**arrays, cut=block, parts=parts, bands=bands)
+    room.factors.reshape(2, -1)[:, : plan.parameters] = _factors(plan)
+    room.control[[TICKET, CAUTION, ALONE_UNTIL]] = LIMIT, LEAST_CAUTION, FOREVER if threads == 1 else 0
     return room
 
 

@@ -1,8 +1,12 @@
 """L-BFGS, Levenberg and Marquardt: as their twins compute them, where they end, and what a training does around."""
 
+import _thread
 import dataclasses
 import itertools
 import platform
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ import scipy.optimize
 from helpers import EPSILON, output_of
 
 import fastbp
-from fastbp import LBFGS, LevenbergMarquardt, Network, ParameterError, reference, resume, second_order, train
+from fastbp import LBFGS, LevenbergMarquardt, Network, ParameterError, reference, resume, second_order, threads, train
 from fastbp.choices import LOSSES
 from fastbp.jit import entry
 from fastbp.simd import at
@@ -61,7 +65,7 @@ CASES = [
 ROWS = 150  # more than a block has
 
 
-def prepare(row, optimizer, dtype=np.float64, epochs=5, **options):
+def prepare(row, optimizer, dtype=np.float64, epochs=5, count=ROWS, **options):
     sizes, activation, loss, output, bias, mean, weighted, l2, held, patience = row
     rng = np.random.default_rng(1)
     network = Network(
@@ -72,9 +76,9 @@ def prepare(row, optimizer, dtype=np.float64, epochs=5, **options):
         X, y = rng.normal(size=(n, sizes[0])).astype(dtype), targets(loss, (n, sizes[-1]), rng).astype(dtype)
         return rows_of(X, y, weights)
 
-    data = rows(ROWS, rng.choice([0, 0.5, 2], ROWS).astype(dtype) if weighted else None)
+    data = rows(count, rng.choice([0, 0.5, 2], count).astype(dtype) if weighted else None)
     plan = make_plan(
-        network, ROWS, options.pop("batch_size", ROWS), optimizer, mean=mean, weighted=weighted, l2=l2,
+        network, count, options.pop("batch_size", count), optimizer, mean=mean, weighted=weighted, l2=l2,
         validation_rows=held, spread=(1.0,) * sizes[-1], patience=patience, keep_best=held > 0 and patience >= 0,
         watched=1 if held else 0, **options,
     )  # fmt: skip
@@ -309,7 +313,8 @@ def test_factor_of_what_is_not_positive_is_refused():
 @entry
 def factorised(normal, D, scale, damping, factor, right, solution):
     for i in range(0, D, 8):
-        if not second_order.factor_rows(at(normal, 0), D, scale, damping, i, at(factor, 0)):
+        second_order.rest_rows(at(normal, 0), D, scale, i, i, D, at(factor, 0))
+        if not second_order.factor_rows(D, damping, i, at(factor, 0)):
             return False
     second_order.solve(at(factor, 0), D, at(right, 0), at(solution, 0))
     return True
@@ -692,6 +697,124 @@ def test_settings_are_those_of_the_result(optimizer):
     assert (
         train(*wave(), optimizer=optimizer, learning_rate=0.5, epochs=1, **WHOLE).state.settings.optimizer == settings
     )
+
+
+# --- threads ------------------------------------------------------------------------------------------------------
+
+WAVE = ((1, 20, 1), "tanh", "squared_error", "identity", True, True, False, 0.0, 0, -1)
+THREADED = [
+    # row, rows, of a batch, shuffled: with parts of a batch, and with so many parameters that there are bands instead
+    (WAVE, 1000, 333, True),
+    (WAVE, 1000, 1000, False),
+    (CASES[2], 700, 700, False),
+    (CASES[3], 600, 250, True),
+    (CASES[4], 150, 70, True),
+    (CASES[5], 300, 140, True),
+    (CASES[6], 5, 5, False),
+]
+
+
+@pytest.fixture
+def idle_machine(monkeypatch):
+    """No strangers that teams would begin alone for."""
+    monkeypatch.setattr(threads, "idle_cores", lambda: 64)
+
+
+@pytest.fixture
+def nobody_left():
+    """No thread more than before."""
+    before = _thread._count()
+    yield
+    deadline = time.monotonic() + 60
+    while _thread._count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+    assert _thread._count() <= before
+
+
+def by_team(count, case, dtype=np.float64, epochs=4):
+    row, rows, batch_size, shuffled = case
+    options = {"batch_size": batch_size, "shuffled": shuffled, "seed": 5, "count": rows}
+    plan, memory, data, validation = prepare(row, LevenbergMarquardt(), dtype, epochs, **options)
+    plan = plan._replace(block=count * plan.block)
+    validation = panels_of(validation, plan._replace(batch_size=max(1, len(validation)), few=0))
+    data, memory = data if shuffled else panels_of(data, plan), make_memory(plan, memory.params, epochs)
+    with threads.Team(count) as team:
+        run = second_order.bind(plan, memory, data.ravel(), validation, team)
+        run(0)
+        status = [run(1) for _ in range(2)] + [run(epochs - 2)]
+    return status, memory
+
+
+def assert_same_bits(actual, expected):
+    assert actual[0] == expected[0]
+    for name in ("params", "second", "best", "position", "totals", *HISTORY):
+        assert getattr(actual[1], name).tobytes() == getattr(expected[1], name).tobytes(), name
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.slow)], ids=["float64", "float32"]
+)
+@pytest.mark.parametrize("case", THREADED, ids=lambda case: "-".join(map(str, case)))
+@pytest.mark.usefixtures("idle_machine", "nobody_left")
+def test_any_number_of_threads_gives_the_bits_of_one(case, dtype):
+    expected = by_team(1, case, dtype)
+    for count in (2, 3, 4, 7):
+        assert_same_bits(by_team(count, case, dtype), expected)
+
+
+@pytest.mark.usefixtures("idle_machine")
+def test_helper_that_never_comes_keeps_nobody_waiting(monkeypatch):
+    never, expected = threading.Event(), by_team(1, THREADED[0])
+    monkeypatch.setattr(threads.Room, "help", lambda room, helper: never.wait())
+    actual = by_team(2, THREADED[0])  # which would not return
+    never.set()
+
+    assert_same_bits(actual, expected)
+
+
+@pytest.mark.usefixtures("idle_machine", "nobody_left")
+def test_training_and_resuming_with_threads_have_the_bits_of_one():
+    X, y = wave(2000)
+    settings = {"hidden": 20, "optimizer": "levenberg_marquardt", "epochs": 3, "batch_size": 500, "seed": 1}
+    expected = train(X, y, **settings)
+    for count in (2, 3, "auto"):
+        actual = train(X, y, **settings, threads=count)
+        assert actual.network.params.tobytes() == expected.network.params.tobytes()
+        assert (
+            resume(actual, X, y, epochs=2, threads=count).loss.tobytes()
+            == resume(expected, X, y, epochs=2).loss.tobytes()
+        )
+
+
+@pytest.mark.usefixtures("idle_machine", "nobody_left")
+def test_ctrl_c_ends_the_threads_and_leaves_the_weights_of_an_epoch():
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+    network, seen = Network((2, 20, 1), activation="tanh", seed=0), []
+    timer = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            train(
+                *wave(20_000), network=network, optimizer="levenberg_marquardt", epochs=10**6, threads=2,
+                callback=lambda state: seen.append(state.network.params.copy()),
+            )  # fmt: skip
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, handler)
+
+    assert np.isfinite(network.params).all()
+    assert len(seen) > 0
+
+
+def test_threads_are_taken_for_what_is_large():
+    def best(sizes, rows, most=2):
+        plan = make_plan(Network(sizes), rows, rows, LevenbergMarquardt())
+        return threads.best(plan, np.dtype(np.float64), 10**6, most)
+
+    assert [best((1, 2, 1), 1000), best((1, 20, 1), 16), best((1, 20, 1), 100)] == [1] * 3
+    assert [best((1, 20, 1), 1000), best((8, 64, 1), 200), best((4, 8, 5), 2000)] == [2] * 3
+    assert best((8, 64, 1), 10_000, most=7) > 2
 
 
 BITS = """
