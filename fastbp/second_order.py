@@ -960,7 +960,7 @@ def factorise(plan, memory, squares, data, validation):
 # Rows i to i + EDGE of the upper factor: factor' factor = scale normal + damping I. That is
 #     factor[i, j] = (normal[i, j] - sum_k<i factor[k, i] factor[k, j]) / factor[i, i],
 # where the sum over k is the product by tiles again, and only what the EDGE rows have of each other is computed row by
-# row. With `solve` it took 6 us at 61 parameters, 0.9 ms at 500 and 59 ms at 2,000, one thread; LAPACK's dpotrf and
+# row. With `solve` it takes 6 us at 61 parameters, 0.9 ms at 500 and 59 ms at 2,000, one thread; LAPACK's dpotrf and
 # dpotrs, called by Python, 15 us, 1.7 and 85.
 
 
@@ -992,18 +992,19 @@ def rest_rows(normal, D, scale, i, begin, end, factor):
 @kernel
 def factor_rows(D, damping, i, factor):
     """The rows, given what `rest_rows` left of them;  writes factor.  Returns whether all pivots were above zero."""
+    V = lanes_of(factor)
     for k in range(i, i + EDGE):
         factor[k * D + k] += damping
         pivot = factor[k * D + k]
         if not (pivot > 0 and pivot * 0 == 0):
             return False
         root = np.sqrt(pivot)
-        row = at(factor, k * D)
+        inverse, row = 1.0 / root, at(factor, k * D)
+        for j in range(i, D, V):  # whole vectors: nothing below the diagonal counts
+            store(at(row, j), 0, load(1, 1, at(row, j), 0) * inverse)
         row[k] = root
-        for j in range(k + 1, D):
-            row[j] = row[j] / root
         for r in range(k + 1, i + EDGE):
-            add_scaled(D - r, at(row, r), -row[r], at(factor, r * D + r))
+            add_scaled(D - i, at(row, i), -row[r], at(factor, r * D + i))
     return True
 
 
@@ -1019,13 +1020,27 @@ def rest_tile(rows, vectors, w, x, D, n, scale, normal, out):
 @kernel
 def solve(factor, D, slope, out):
     """out = x where factor' factor x = slope.  factor (D, D), upper;  writes out (D,)."""
+    # EDGE unknowns at once, so that all but the triangles on the diagonal are whole vectors.
+    V = lanes_of(factor)
     for k in range(D):
         out[k] = slope[k]
-    for k in range(D):  # factor' y = slope
-        out[k] = out[k] / factor[k * D + k]
-        add_scaled(D - k - 1, at(factor, k * D + k + 1), -out[k], at(out, k + 1))
-    for k in range(D - 1, -1, -1):  # factor x = y
-        out[k] = (out[k] - dot(D - k - 1, at(factor, k * D + k + 1), at(out, k + 1))) / factor[k * D + k]
+    for first in range(0, D, EDGE):  # factor' y = slope
+        end = first + EDGE
+        for k in range(first, end):
+            out[k] = out[k] / factor[k * D + k]
+            for r in range(k + 1, end):
+                out[r] -= factor[k * D + r] * out[k]
+        for k in range(first, end):
+            add_scaled(D - end, at(factor, k * D + end), -out[k], at(out, end))
+    for first in range(D - EDGE, -1, -EDGE):  # factor x = y
+        end, sums = first + EDGE, zeros(EDGE, 1, out)
+        for j in range(end, D, V):
+            sums = multiply_add(load(EDGE, 1, at(factor, first * D + j), D), 0.0 - load(1, 1, at(out, j), 0), sums)
+        add_lane_sums(sums, at(out, first), 1)
+        for k in range(end - 1, first - 1, -1):
+            for r in range(k + 1, end):
+                out[k] -= factor[k * D + r] * out[r]
+            out[k] = out[k] / factor[k * D + k]
 
 
 @kernel
