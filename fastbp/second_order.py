@@ -2,8 +2,8 @@
 
 Each has an entry of its own, so that nobody else waits for its compilation, and walks the rows with the kernels of
 `kernels.py`, in panels. A call ends after so many blocks, also in the middle of an epoch, so that Python can attend to
-Ctrl-C; where it goes on is in `state`. Losses of an epoch are those before its steps: L-BFGS makes one, Levenberg and
-Marquardt's one a batch.
+Ctrl-C; where it goes on is in `state`. Losses of an epoch are those before its steps: L-BFGS makes one, by one thread,
+Levenberg and Marquardt's one a batch, of which threads take parts.
 
 Dimensions are those of `kernels.py`; m steps are remembered, and D is P in whole vectors of float64.
 """
