@@ -240,10 +240,15 @@ class Trainer:
         began = time.perf_counter()
         team = None
         if plan.second_order and compute.PANELS:
-            from fastbp import second_order
-
             team = Team(count) if count > 1 else None
-            run = second_order.bind(plan, memory, panels, validation, team)
+            if plan.optimizer == choices.LIMITED_BFGS:
+                from fastbp import lbfgs
+
+                run = lbfgs.bind(plan, memory, panels, validation)
+            else:
+                from fastbp import second_order
+
+                run = second_order.bind(plan, memory, panels, validation, team)
         elif share is None or not compute.PANELS:
             run = compute.bind(plan, memory, panels, validation)
         else:

@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "lanes": {"choices", "workspace", "jit", "simd", "formulas", "kernels"},
     "threads": {"choices", "workspace", "teams"},
     "second_order": {"choices", "workspace", "jit", "simd", "products", "formulas", "kernels", "teams", "threads"},
+    "lbfgs": {"choices", "workspace", "jit", "simd", "formulas", "kernels", "second_order"},
     "reference": {"choices", "workspace"},
     "network": {"choices", "checks", "checkpoint", "workspace", "jit", "kernels", "reference", "threads"},
     "progress": set(),
@@ -49,7 +50,7 @@ MAY_IMPORT = {
     "data": {"choices", "checks", "workspace", "settings"},
     "results": {"checks", "checkpoint", "workspace", "network", "settings"},
     "trainer": {"choices", "checks", "checkpoint", "workspace", "reference", "network", "settings", "data", "results"}
-    | {"threads", "second_order"},
+    | {"threads", "lbfgs", "second_order"},
     "train": {"choices", "checks", "checkpoint", "workspace", "progress", "network", "settings", "data", "results"}
     | {"trainer"},
     "groups": {"choices", "checks", "workspace", "lanes", "network", "settings", "data", "results", "trainer"},
@@ -64,7 +65,7 @@ MAY_IMPORT = {
     "__init__": {"version", "errors", "choices", "network", "trainer", "train", "many"},
     "__main__": {"__init__", "choices", "checks", "jit", "simd", "network", "trainer", "train", "xor"},
 }
-KERNELS = ["products", "formulas", "rows", "kernels", "teams", "lanes", "second_order"]
+KERNELS = ["products", "formulas", "rows", "kernels", "teams", "lanes", "second_order", "lbfgs"]
 WITHOUT_NUMBA = ["version", "errors", "scalars", "choices", "checks", "checkpoint", "network", "reference"]
 
 # Public kernels that have no twin in the reference, each with its reason.

@@ -14,13 +14,25 @@ import scipy.optimize
 from helpers import EPSILON, output_of
 
 import fastbp
-from fastbp import LBFGS, LevenbergMarquardt, Network, ParameterError, reference, resume, second_order, threads, train
+from fastbp import (
+    LBFGS,
+    LevenbergMarquardt,
+    Network,
+    ParameterError,
+    lbfgs,
+    reference,
+    resume,
+    second_order,
+    threads,
+    train,
+)
 from fastbp.choices import LOSSES
 from fastbp.jit import entry
 from fastbp.simd import at
 from fastbp.workspace import STALE, make_memory, make_plan, panels_of, rows_of
 
 KINDS = {"lbfgs": LBFGS, "levenberg_marquardt": LevenbergMarquardt}
+ENGINES = {"lbfgs": lbfgs, "levenberg_marquardt": second_order}
 NAMES = list(KINDS)
 by_optimiser = pytest.mark.parametrize("optimizer", NAMES)
 WHOLE = {"batch_size": None, "seed": 3}
@@ -114,7 +126,7 @@ def assert_same(actual, expected, tolerance):
 def test_lbfgs_equals_its_twin(row, dtype):
     optimizer = LBFGS(history=3)
     memories = []
-    for engine in (reference, second_order):
+    for engine in (reference, lbfgs):
         plan, memory, data, validation = prepare(row, optimizer, dtype)
         memories.append((memory, run(engine, plan, memory, data, validation)))
     (expected, expected_status), (actual, actual_status) = memories
@@ -129,7 +141,7 @@ def test_lbfgs_searches_as_its_twin_where_the_first_trials_are_bad():
         LBFGS(evaluations=1, learning_rate=1.5),
     ):  # fmt: skip
         memories = []
-        for engine in (reference, second_order):
+        for engine in (reference, lbfgs):
             plan, memory, data, validation = prepare(CASES[4], optimizer)
             run(engine, plan, memory, data, validation)
             memories.append(memory)
@@ -150,7 +162,7 @@ by_end = pytest.mark.parametrize(
 @pytest.mark.parametrize("row", [(*CASES[2][:-1], -1), CASES[6]], ids=lambda row: "-".join(map(str, row)))
 def test_lbfgs_ends_as_its_twin(row, stopped, optimizer):
     memories = []
-    for engine in (reference, second_order):
+    for engine in (reference, lbfgs):
         plan, memory, data, validation = prepare(row, optimizer, epochs=100)
         memories.append(memory)
 
@@ -168,7 +180,7 @@ def test_calls_that_walk_few_blocks_give_the_bits_of_one(optimizer, monkeypatch)
     for work in (second_order.CALL_WORK, 1):
         monkeypatch.setattr(second_order, "CALL_WORK", work)
         plan, memory, data, validation = prepare(CASES[2], KINDS[optimizer]())
-        run(second_order, plan, memory, data, validation)
+        run(ENGINES[optimizer], plan, memory, data, validation)
         memories.append(memory)
 
     for name in ("params", "first", "second", "best", "position", "totals", *HISTORY):
@@ -657,7 +669,7 @@ def test_state_of_another_memory_is_refused(optimizer):
 def test_ctrl_c_in_the_middle_of_an_epoch_leaves_the_weights_of_its_beginning(optimizer, monkeypatch):
     monkeypatch.setattr(second_order, "CALL_WORK", 1)  # a call for each block
     name = {"lbfgs": "lbfgs_words", "levenberg_marquardt": "marquardt_words"}[optimizer]
-    entry_point, left, seen = getattr(second_order, name), [], []
+    entry_point, left, seen = getattr(ENGINES[optimizer], name), [], []
     X, y = wave(1000)
 
     def interrupted(*words):
@@ -666,7 +678,7 @@ def test_ctrl_c_in_the_middle_of_an_epoch_leaves_the_weights_of_its_beginning(op
             raise KeyboardInterrupt
         return entry_point(*words)
 
-    monkeypatch.setattr(second_order, name, interrupted)
+    monkeypatch.setattr(ENGINES[optimizer], name, interrupted)
     for last_call in range(100, 170, 9):
         left[:] = range(last_call)
         network = Network((2, 20, 1), activation="tanh", seed=0)
