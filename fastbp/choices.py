@@ -19,7 +19,7 @@ SQUARED_ERROR, BINARY_CROSS_ENTROPY, CROSS_ENTROPY, ABSOLUTE_ERROR, HUBER, POISS
 KEEP_GRADIENT, PLAIN_SGD, MOMENTUM_SGD, ADAM, RMSPROP, IRPROP, ADAMW, LIMITED_BFGS, MARQUARDT = range(9)
 CONSTANT, EXPONENTIAL_DECAY, INVERSE_SCALING, COSINE, REDUCE_ON_PLATEAU = range(5)
 
-SECOND_ORDER = (LIMITED_BFGS, MARQUARDT)  # which `lbfgs.py` and `second_order.py` run, an epoch a block
+SECOND_ORDER = (LIMITED_BFGS, MARQUARDT)  # which `lbfgs.py` and `marquardt.py` run, an epoch a block
 
 LEAK = 0.01  # slope of leaky_relu below zero
 

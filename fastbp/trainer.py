@@ -246,9 +246,9 @@ class Trainer:
 
                 run = lbfgs.bind(plan, memory, panels, validation)
             else:
-                from fastbp import second_order
+                from fastbp import marquardt
 
-                run = second_order.bind(plan, memory, panels, validation, team)
+                run = marquardt.bind(plan, memory, panels, validation, team)
         elif share is None or not compute.PANELS:
             run = compute.bind(plan, memory, panels, validation)
         else:

@@ -198,7 +198,7 @@ class Plan(NamedTuple):
 
     @property
     def second_order(self) -> bool:
-        """Whether `lbfgs.py` or `second_order.py` runs it."""
+        """Whether `lbfgs.py` or `marquardt.py` runs it."""
         return self.optimizer in SECOND_ORDER
 
     @property

@@ -41,8 +41,10 @@ MAY_IMPORT = {
     "teams": {"choices", "workspace", "jit", "simd", "products", "formulas", "rows", "kernels"},
     "lanes": {"choices", "workspace", "jit", "simd", "formulas", "kernels"},
     "threads": {"choices", "workspace", "teams"},
-    "second_order": {"choices", "workspace", "jit", "simd", "products", "formulas", "kernels", "teams", "threads"},
+    "second_order": {"workspace", "jit", "simd", "kernels"},
     "lbfgs": {"choices", "workspace", "jit", "simd", "formulas", "kernels", "second_order"},
+    "marquardt": {"choices", "workspace", "jit", "simd", "products", "formulas", "kernels", "teams", "threads"}
+    | {"second_order"},
     "reference": {"choices", "workspace"},
     "network": {"choices", "checks", "checkpoint", "workspace", "jit", "kernels", "reference", "threads"},
     "progress": set(),
@@ -50,7 +52,7 @@ MAY_IMPORT = {
     "data": {"choices", "checks", "workspace", "settings"},
     "results": {"checks", "checkpoint", "workspace", "network", "settings"},
     "trainer": {"choices", "checks", "checkpoint", "workspace", "reference", "network", "settings", "data", "results"}
-    | {"threads", "lbfgs", "second_order"},
+    | {"threads", "lbfgs", "marquardt"},
     "train": {"choices", "checks", "checkpoint", "workspace", "progress", "network", "settings", "data", "results"}
     | {"trainer"},
     "groups": {"choices", "checks", "workspace", "lanes", "network", "settings", "data", "results", "trainer"},
@@ -65,7 +67,7 @@ MAY_IMPORT = {
     "__init__": {"version", "errors", "choices", "network", "trainer", "train", "many"},
     "__main__": {"__init__", "choices", "checks", "jit", "simd", "network", "trainer", "train", "xor"},
 }
-KERNELS = ["products", "formulas", "rows", "kernels", "teams", "lanes", "second_order", "lbfgs"]
+KERNELS = ["products", "formulas", "rows", "kernels", "teams", "lanes", "second_order", "lbfgs", "marquardt"]
 WITHOUT_NUMBA = ["version", "errors", "scalars", "choices", "checks", "checkpoint", "network", "reference"]
 
 # Public kernels that have no twin in the reference, each with its reason.

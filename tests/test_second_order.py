@@ -20,6 +20,7 @@ from fastbp import (
     Network,
     ParameterError,
     lbfgs,
+    marquardt,
     reference,
     resume,
     second_order,
@@ -32,7 +33,7 @@ from fastbp.simd import at
 from fastbp.workspace import STALE, make_memory, make_plan, panels_of, rows_of
 
 KINDS = {"lbfgs": LBFGS, "levenberg_marquardt": LevenbergMarquardt}
-ENGINES = {"lbfgs": lbfgs, "levenberg_marquardt": second_order}
+ENGINES = {"lbfgs": lbfgs, "levenberg_marquardt": marquardt}
 NAMES = list(KINDS)
 by_optimiser = pytest.mark.parametrize("optimizer", NAMES)
 WHOLE = {"batch_size": None, "seed": 3}
@@ -202,7 +203,7 @@ def test_levenberg_marquardt_equals_its_twin(case, dtype):
     row, batch_size, shuffled = case
     optimizer, memories = LevenbergMarquardt(damping=0.1, smallest=1e-3), []
     options = {"batch_size": batch_size or ROWS, "shuffled": shuffled, "seed": 5}
-    for engine in (reference, second_order):
+    for engine in (reference, marquardt):
         plan, memory, data, validation = prepare(row, optimizer, dtype, epochs=3, **options)
         memories.append((memory, run(engine, plan, memory, data, validation)))
     (expected, expected_status), (actual, actual_status) = memories
@@ -218,7 +219,7 @@ def test_levenberg_marquardt_refuses_steps_as_its_twin():
         LevenbergMarquardt(damping=1e9), LevenbergMarquardt(largest=1e-2, smallest=1e-2),
     ):  # fmt: skip
         memories = []
-        for engine in (reference, second_order):
+        for engine in (reference, marquardt):
             plan, memory, data, validation = prepare(CASES[4], optimizer)
             plan = plan._replace(l2=3.0)
             memory.params[:] *= 4
@@ -325,10 +326,10 @@ def test_factor_of_what_is_not_positive_is_refused():
 @entry
 def factorised(normal, D, scale, damping, factor, right, solution):
     for i in range(0, D, 8):
-        second_order.rest_rows(at(normal, 0), D, scale, i, i, D, at(factor, 0))
-        if not second_order.factor_rows(D, damping, i, at(factor, 0)):
+        marquardt.rest_rows(at(normal, 0), D, scale, i, i, D, at(factor, 0))
+        if not marquardt.factor_rows(D, damping, i, at(factor, 0)):
             return False
-    second_order.solve(at(factor, 0), D, at(right, 0), at(solution, 0))
+    marquardt.solve(at(factor, 0), D, at(right, 0), at(solution, 0))
     return True
 
 
@@ -752,7 +753,7 @@ def by_team(count, case, dtype=np.float64, epochs=4):
     validation = panels_of(validation, plan._replace(batch_size=max(1, len(validation)), few=0))
     data, memory = data if shuffled else panels_of(data, plan), make_memory(plan, memory.params, epochs)
     with threads.Team(count) as team:
-        run = second_order.bind(plan, memory, data.ravel(), validation, team)
+        run = marquardt.bind(plan, memory, data.ravel(), validation, team)
         run(0)
         status = [run(1) for _ in range(2)] + [run(epochs - 2)]
     return status, memory
