@@ -559,7 +559,10 @@ class Network:
             part = slice(first, min(first + rows, n))
             if run is None or part.stop - first < rows:
                 plan = plan._replace(rows=part.stop - first)
-                run = bind_together(plan, params, count) if count > 1 else compute.bind_predict(plan, params, *memory)
+                if count > 1:
+                    run = bind_together(plan, params, count, auto=not wanted)
+                else:
+                    run = compute.bind_predict(plan, params, *memory)
             status = status or run(X[part], predictions[part])
         if status != FINISHED or n == 0:
             checks.finite("X", X, dtype)

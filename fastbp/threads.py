@@ -404,8 +404,8 @@ def bind(plan: Plan, memory: Memory, share: Share, data: Array, validation: Arra
     return lambda blocks: team.run(work, blocks)
 
 
-def bind_predict(plan: Plan, params: Array, threads: int) -> Callable[[Array, Array], int]:
-    """`bind_predict` of the kernels for so many threads, or as many as find an idle core."""
+def bind_predict(plan: Plan, params: Array, threads: int, auto: bool = False) -> Callable[[Array, Array], int]:
+    """`bind_predict` of the kernels for so many threads; with `auto` for no more than find an idle core."""
     from fastbp.teams import predict_words
 
     full, plan_words, memory = None if plan.lean else True, words_of(plan), forward_memory(plan, params.dtype, threads)
@@ -414,8 +414,9 @@ def bind_predict(plan: Plan, params: Array, threads: int) -> Callable[[Array, Ar
         control, helpers = aligned(CONTROL_PLACES, np.dtype(np.int64)), Helpers()
         # Arrays and not their addresses: whoever works with them keeps them.
         words = full, plan_words, control, params, data, *memory, predictions, threads
+        count = min(threads, idle_cores()) if auto else threads
         try:
-            helpers.start(lambda helper: predict_words(*words, helper), min(threads, idle_cores()) - 1)
+            helpers.start(lambda helper: predict_words(*words, helper), count - 1)
             status: int = predict_words(*words, 0)
         finally:
             helpers.close()

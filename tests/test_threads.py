@@ -443,15 +443,17 @@ def test_predictions_have_the_bits_of_one_thread(rows, loss, sizes, dtype):
         X[-1, -1] = data[-1, sizes[0] - 1]
 
 
-def test_prediction_starts_no_thread_on_a_core_of_a_stranger(monkeypatch):
+def test_prediction_starts_no_thread_on_a_core_of_a_stranger_unless_asked(monkeypatch):
     started, network, X = [], problem_of()[0], np.ones((500, 16))
     expected = network.predict(X)
     monkeypatch.setattr(threads.Helpers, "start", lambda helpers, _, count: started.append(count))
+    monkeypatch.setattr("fastbp.network.best_to_predict", lambda *_: 3)
     for idle in (1, 2, 4):
         monkeypatch.setattr(threads, "idle_cores", lambda idle=idle: idle)
-        np.testing.assert_array_equal(network.predict(X, threads=3), expected)
+        for count in ("auto", 3):
+            np.testing.assert_array_equal(network.predict(X, threads=count), expected)
 
-    assert started == [0, 1, 2]
+    assert started == [0, 2, 1, 2, 2, 2]
 
 
 # --- how many ---------------------------------------------------------------------------------------------------------
