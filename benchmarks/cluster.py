@@ -68,7 +68,7 @@ def measure(workers: int) -> Figures:
 
     with (
         LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=None
+            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0", memory_limit=None
         ) as cluster,
         Client(cluster) as client,
     ):

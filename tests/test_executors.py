@@ -347,7 +347,7 @@ def test_ctrl_c_cancels_what_waits_and_leaves_what_is_finished(monkeypatch, ctrl
 def cluster():
     """A scheduler in this process, and two workers in processes of their own."""
     distributed = pytest.importorskip("distributed")
-    settings = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    settings = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
     with distributed.LocalCluster(**settings) as cluster:
         yield cluster
 

@@ -1895,7 +1895,7 @@ def test_search_of_the_readme_finds_the_same_on_a_dask_cluster(monkeypatch):
     (lines,) = [block for block in blocks if "joblib" in block]
     names = {"dask": importlib.import_module("dask"), "joblib": joblib, "search": search(), "X": X, "y": y}
     with (
-        distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0") as cluster,
         distributed.Client(cluster) as client,
     ):
         monkeypatch.setattr(distributed, "Client", lambda: client)
