@@ -365,7 +365,10 @@ class Workshop:
             began = time.perf_counter()
             Lanes(bucket).run(0)  # compiles, which threads would do one after the other
             self.compile_seconds += time.perf_counter() - began
-        helpers = [threading.Thread(target=self._help, daemon=True) for _ in range(self.threads - 1)]
+        # No more than there is work for: to start one takes 0.3 ms.
+        parts = len(self.alone) + sum(-(-len(bucket.tasks) // bucket.lanes) for bucket in self.buckets)
+        count = min(self.threads, parts) - 1
+        helpers = [threading.Thread(target=self._help, daemon=True) for _ in range(count)]
         try:
             for helper in helpers:
                 helper.start()

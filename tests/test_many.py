@@ -198,6 +198,17 @@ def test_a_thread_fills_its_lanes_whoever_waits_beside_it(monkeypatch):
     assert set(counts) == {0, lanes}  # lanes that are half full take as long
 
 
+@pytest.mark.parametrize(("networks", "hidden", "helpers"), [(1, 3, 0), (8, 3, 0), (9, 3, 1), (40, 3, 3), (3, 60, 2)])
+def test_no_more_threads_are_started_than_there_are_groups(networks, hidden, helpers, monkeypatch):
+    started, help_out = [], Workshop._help
+    monkeypatch.setattr(Workshop, "_help", lambda workshop: started.append(workshop) or help_out(workshop))
+    told = {"hidden": (hidden, hidden), "epochs": 2, "seed": 0, "dtype": "float64"}
+    result = train_many(X, NUMBERS, networks, threads=4, **told)
+
+    assert len(started) == helpers
+    assert len(result.networks) == networks
+
+
 def test_result_predicts_with_all_networks():
     result = train_many(X, CLASSES, 5, hidden=4, loss="cross_entropy", epochs=3, seed=1)
     members = np.stack([network.predict(X) for network in result.networks])
