@@ -98,7 +98,7 @@ def bind(plan, memory, data, validation, team=None):
     threads = team.threads if team else 1
     squares: Any = second_order_memory(plan, memory.params.dtype, threads)
     pieces = pieces_of_call(plan, plan.sizes.item(-1) * plan.parameters**2 // 2, threads)
-    task = Work(plan, memory, squares, data, validation, marquardt_words, pieces)
+    task = Work(marquardt_words, plan, memory, squares, data, validation, pieces)
 
     def run(last):
         blocks = last - memory.position.item(EPOCH)
@@ -266,12 +266,8 @@ def assemble_block(plan, memory, squares, data, x, panel, panels, chunk, begun, 
     """
     S, I, O, F, none = plan.width, plan.sizes[0], plan.sizes[plan.layers], plan.features, np.int64(0)
     D, row, begin, bands = in_vectors(plan.parameters), panel * plan.width, helper * squares.cut, squares.bands
-    a, all_zero, top, end = (
-        memory.activations,
-        memory.all_zero,
-        plan.tops[plan.layers - 1] * plan.block * S,
-        begin + panels,
-    )
+    a, all_zero, top = memory.activations, memory.all_zero, plan.tops[plan.layers - 1] * plan.block * S
+    end = begin + panels
     sums, slope, own = at(squares.sums, chunk * FIGURES_PLACES), at(squares.slope, chunk * D), at(x, begin * F * S)
     if plan.shuffled:  # whoever sums another band of the part writes the same
         count = min(batch_rows(plan, squares) - row, panels * S)
@@ -661,7 +657,7 @@ def refuse(plan, memory, squares):
 def end_batch(plan, memory, squares):
     """On to the next batch;  writes state."""
     state = squares.state
-    rows = min(plan.batch_size, plan.rows - state[BATCH_ROW])
+    rows = batch_rows(plan, squares)
     state[BATCH_ROW] += rows
     state[BATCH_PANEL] += panel_count(rows, plan.width, memory.activations)
     state[AT_STAGE] = BEGIN

@@ -196,18 +196,16 @@ def shared(plan: Plan, dtype: Any, threads: int) -> tuple[Plan, Share]:
 
 
 class Work:
-    """What a team is to do: the words of a plan and the arrays behind them; plan and share are those of `shared`.
+    """What a team is to do: an entry, `team_words` or another one, its words and arguments, the arrays behind them.
 
-    Or of another entry, what it takes: then it has a control too, and further arguments.
+    plan and share are those of `shared`, or with another entry what that takes in their place, a control among it.
     """
 
     def __init__(
-        self, plan: Plan, memory: Memory, share: Share | Squares, data: Array, validation: Array, entry: Any = None,
-        *more: int,
+        self, entry: Callable[..., int], plan: Plan, memory: Memory, share: Share | Squares, data: Array,
+        validation: Array, *more: int,
     ) -> None:  # fmt: skip
-        if entry is None:
-            from fastbp.teams import team_words as entry
-        self.run: Callable[..., int] = entry
+        self.run = entry
         self.arrays = plan, memory, share  # which must outlive the words, their addresses
         self.control = share.control
         precision, version = memory.scalars.dtype.type(), plan.version
@@ -359,7 +357,7 @@ class Team:
         lead = work.run
         if blocks == 0 or self.threads == 1:  # the first call compiles, which no helper is to do
             return lead(*work.words, blocks, 0)
-        if self.threads > 1 and self._room is None and self.threads > idle_cores():
+        if self._room is None and self.threads > idle_cores():
             work.control[ALONE_UNTIL], work.control[CAUTION] = -ALONE_TICKS, FIRST_CAUTION
         room = self._room or self._begin()
         try:
@@ -400,7 +398,9 @@ class Team:
 
 def bind(plan: Plan, memory: Memory, share: Share, data: Array, validation: Array, team: Team) -> Callable[[int], int]:
     """`run` of the kernels by a team, as a function of the blocks alone; plan and share are those of `shared`."""
-    work = Work(plan, memory, share, data, validation)
+    from fastbp.teams import team_words
+
+    work = Work(team_words, plan, memory, share, data, validation)
     return lambda blocks: team.run(work, blocks)
 
 

@@ -250,7 +250,7 @@ def test_helper_returns_where_there_is_nothing_to_do():
     network, plan, rows, validation = problem_of()
     plan, share = threads.shared(plan, network.params.dtype, 2)
     memory = make_memory(plan, network.params.copy(), 1)
-    words = threads.Work(plan, memory, share, rows, validation).words
+    words = threads.Work(teams.team_words, plan, memory, share, rows, validation).words
     for wanted in (0, -1):
         share.control[OPEN] = wanted
         before = share.control.copy()
@@ -263,7 +263,7 @@ def test_helper_that_finds_all_chunks_taken_does_none():
     network, plan, rows, validation = problem_of()
     plan, share = threads.shared(plan, network.params.dtype, 2)
     memory = make_memory(plan, network.params.copy(), 1)
-    words = threads.Work(plan, memory, share, rows, validation).words
+    words = threads.Work(teams.team_words, plan, memory, share, rows, validation).words
     share.control[OPEN] = -1
     share.control[TICKET] = threads.LIMIT - 5 + 5 * teams.LEADERS  # the leader took all five
     teams.team_words(*words, -1, 1)
